@@ -67,6 +67,7 @@ type sharedLimits struct {
 	archiving *semaphore.Weighted // reads that are answered from the archive
 	startRead func(serve func()) error
 	space     diskSpace
+	indexes   indexOptions
 }
 
 // clusterView is what a replica needs to know of the cluster, and of its

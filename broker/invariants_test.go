@@ -102,7 +102,7 @@ func TestInvariantsOfAPartition(t *testing.T) {
 			if err := log.Append(wal.Entry{Index: 1, Term: 1, Data: w.Finish()}); err != nil {
 				t.Fatal(err)
 			}
-			a := readAnswer{reader: &reader{store: log, scans: semaphore.NewWeighted(1)}, next: 1, q: query{lock: "none", max: 9}}
+			a := readAnswer{reader: &reader{store: log, scans: semaphore.NewWeighted(1), indexer: &indexer{}}, next: 1, q: query{lock: "none", max: 9}}
 			if err := a.scan(t.Context(), position{mark: 1, index: 1}); err != nil { // the mark is within the batch
 				t.Fatal(err)
 			}

@@ -22,6 +22,7 @@ func (r *replica) run(ctx context.Context) {
 	var background sync.WaitGroup
 	background.Go(func() { r.trimmer.run(ctx.Done()) })
 	background.Go(func() { r.unsendable.find(ctx) })
+	background.Go(func() { r.indexer.run(ctx) })
 	defer background.Wait()
 	for {
 		select {

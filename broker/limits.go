@@ -5,6 +5,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sync/semaphore"
+
+	"github.com/cantuslog/cantus/wal/nameindex"
 )
 
 // limits bound what a node does at a time. Reload changes reserve and
@@ -16,12 +18,13 @@ type limits struct {
 	readsNow            atomic.Int64        // number of reads being served
 	scans               *semaphore.Weighted // reads that go through a log
 	archiving           *semaphore.Weighted // reads that are answered from the archive
+	indexes             *nameindex.Budget
 }
 
 func newLimits(o Options) *limits {
 	l := &limits{
 		inflight: newInflightLimit(batchesInFlight), reading: semaphore.NewWeighted(readsAtOnce), scans: semaphore.NewWeighted(scansAtOnce()),
-		archiving: semaphore.NewWeighted(archiveReads),
+		archiving: semaphore.NewWeighted(archiveReads), indexes: nameindex.NewBudget(indexBudget),
 	}
 	l.reserve.Store(o.MinFreeBytes)
 	l.queueBytes.Store(int64(o.QueueBytes))

@@ -127,6 +127,10 @@ type Options struct {
 	// small log is not read all the time. Default 1 hour.
 	ScrubInterval time.Duration
 
+	// NoIndex has the node keep no index of the kinds, locks and message ids of
+	// transactions. Reads by these names then go through the log.
+	NoIndex bool
+
 	// Archive has what was trimmed off the cluster's logs: reads of older
 	// transactions are answered from it. Default: they are refused.
 	Archive Archive

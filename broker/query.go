@@ -1,11 +1,14 @@
 package broker
 
 import (
+	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
+	"github.com/cantuslog/cantus/wal/nameindex"
 )
 
 // query is a read request, checked and with its defaults.
@@ -17,6 +20,9 @@ type query struct {
 	wait     time.Duration
 	kinds    map[string]bool // all if nil
 	lock     string
+	items    []queryItem // one of them must apply, unless there are none
+	msgID    string      // for a get, "" for any
+	newest   bool        // the newest transaction comes first
 	payload  bool
 	packed   bool
 	cluster  string // from which the client read the transactions before from
@@ -25,16 +31,21 @@ type query struct {
 
 // readBody is the body of a read. What is nil was left out.
 type readBody struct {
-	From        *uint64  `json:"from"`
-	FromTime    *string  `json:"from_time"`
-	Max         *int     `json:"max"`
-	MaxBytes    *int     `json:"max_bytes"`
-	Wait        *string  `json:"wait"`
-	Kinds       []string `json:"kinds"`
-	Lock        *string  `json:"lock"`
-	HeadersOnly bool     `json:"headers_only"`
-	Packed      bool     `json:"packed"`
-	Cluster     *string  `json:"cluster"`
+	From     *uint64  `json:"from"`
+	FromTime *string  `json:"from_time"`
+	Max      *int     `json:"max"`
+	MaxBytes *int     `json:"max_bytes"`
+	Wait     *string  `json:"wait"`
+	Kinds    []string `json:"kinds"`
+	Lock     *string  `json:"lock"`
+	Query    []struct {
+		Kinds []string `json:"kinds"`
+		Locks []string `json:"locks"`
+	} `json:"query"`
+	NewestFirst bool    `json:"newest_first"`
+	HeadersOnly bool    `json:"headers_only"`
+	Packed      bool    `json:"packed"`
+	Cluster     *string `json:"cluster"`
 }
 
 func parseQuery(body []byte) (query, error) {
@@ -49,7 +60,12 @@ func parseQuery(body []byte) (query, error) {
 	if err := q.bound(&r); err != nil {
 		return q, err
 	}
-	if err := q.only(r.Kinds); err != nil {
+	kinds, err := kindSet("kinds", r.Kinds)
+	if err != nil {
+		return q, err
+	}
+	q.kinds = kinds
+	if err := q.setItems(&r); err != nil {
 		return q, err
 	}
 	if r.Lock != nil {
@@ -65,7 +81,121 @@ func parseQuery(body []byte) (query, error) {
 		q.cluster = *r.Cluster
 	}
 	q.payload, q.packed = !r.HeadersOnly, r.Packed
-	return q, nil
+	return q, q.setOrder(&r)
+}
+
+// setOrder sets whether the newest transaction comes first.
+func (q *query) setOrder(r *readBody) error {
+	if q.newest = r.NewestFirst; !q.newest {
+		return nil
+	}
+	switch {
+	case r.Wait != nil:
+		return subjects.Errorf(subjects.BadRequest, "newest_first and wait: a read that begins with the newest transaction has nothing to wait for")
+	case r.Cluster != nil:
+		return subjects.Errorf(subjects.BadRequest, "newest_first and cluster: the cluster is that of the transaction before from, and this read goes the other way")
+	case r.From == nil:
+		q.from = 0
+	}
+	return nil
+}
+
+// setItems sets the items of which one must apply.
+func (q *query) setItems(r *readBody) error {
+	if n := len(r.Query); n > subjects.MaxQueryItems {
+		return subjects.Errorf(subjects.BadRequest, "query has %d items: at most %d are allowed", n, subjects.MaxQueryItems)
+	}
+	for i, item := range r.Query {
+		name := fmt.Sprintf("query[%d]", i)
+		switch n := len(item.Locks); {
+		case n == 0 && len(item.Kinds) == 0:
+			return subjects.Errorf(subjects.BadRequest, "%s has neither kinds nor locks: every transaction has no such name; leave the query out for all", name)
+		case n > subjects.MaxQueryLocks:
+			return subjects.Errorf(subjects.BadRequest, "%s.locks has %d names: at most %d are allowed", name, n, subjects.MaxQueryLocks)
+		}
+		kinds, err := kindSet(name+".kinds", item.Kinds)
+		if err != nil {
+			return err
+		}
+		for _, l := range item.Locks {
+			if err := subjects.CheckLock(l); err != nil {
+				return err
+			}
+		}
+		q.items = append(q.items, queryItem{kinds, item.Locks})
+	}
+	return nil
+}
+
+// queryItem applies to transactions of one of the kinds, if there are any, that
+// have recorded a lock overlapping each of the locks.
+type queryItem struct {
+	kinds map[string]bool
+	locks []string
+}
+
+func (i *queryItem) matches(t *wal.Transaction) bool {
+	if i.kinds != nil && !i.kinds[string(t.Kind)] {
+		return false
+	}
+	for _, l := range i.locks {
+		if !recorded(t, l) {
+			return false
+		}
+	}
+	return true
+}
+
+// recorded reports whether a transaction has recorded a lock that overlaps one.
+func recorded(t *wal.Transaction, lock string) bool {
+	for _, l := range t.Locks {
+		if l.Mode != wal.ReadLock && subjects.Overlap(lock, text(l.Name)) {
+			return true
+		}
+	}
+	return false
+}
+
+// terms returns what the item asks of an index. It has none if every
+// transaction may be asked for.
+func (i *queryItem) terms(h nameindex.Hasher) (terms nameindex.Item) {
+	if i.kinds != nil {
+		var kinds nameindex.Term
+		for k := range i.kinds {
+			kinds = append(kinds, h.Kind(k))
+		}
+		terms = append(terms, kinds)
+	}
+	for _, l := range i.locks {
+		if keys := h.Overlapping(nil, l); keys != nil {
+			terms = append(terms, keys)
+		}
+	}
+	return terms
+}
+
+// indexed returns what the query asks of an index, nil if every transaction may
+// be asked for.
+func (q *query) indexed(h nameindex.Hasher) (items []nameindex.Item) {
+	if q.msgID != "" {
+		return []nameindex.Item{{{h.MsgID(q.msgID)}}}
+	}
+	all := queryItem{kinds: q.kinds}
+	if q.lock != "" {
+		all.locks = []string{q.lock}
+	}
+	base := all.terms(h)
+	for _, i := range q.items {
+		terms := slices.Concat(base, i.terms(h))
+		if len(terms) == 0 {
+			return nil
+		}
+		items = append(items, terms)
+	}
+	if len(q.items) == 0 && len(base) > 0 {
+		items = append(items, base)
+	}
+	return items
 }
 
 // bound sets where the query begins, and how much it may return and wait.
@@ -105,38 +235,30 @@ func (q *query) bound(r *readBody) error {
 	return nil
 }
 
-// only limits the query to some kinds, unless none are named.
-func (q *query) only(kinds []string) error {
+// kindSet returns the kinds in a field of a body, nil if there are none.
+func kindSet(field string, kinds []string) (set map[string]bool, err error) {
 	if len(kinds) > subjects.MaxKinds {
-		return subjects.Errorf(subjects.BadRequest, "kinds has %d names: at most %d are allowed; leave it out for all", len(kinds), subjects.MaxKinds)
+		return nil, subjects.Errorf(subjects.BadRequest, "%s has %d names: at most %d are allowed; leave it out for all", field, len(kinds), subjects.MaxKinds)
 	}
 	for _, k := range kinds {
 		if err := subjects.CheckKind(k); err != nil {
-			return err
+			return nil, err
 		}
-		if q.kinds == nil {
-			q.kinds = make(map[string]bool, len(kinds))
+		if set == nil {
+			set = make(map[string]bool, len(kinds))
 		}
-		q.kinds[k] = true
+		set[k] = true
 	}
-	return nil
+	return set, nil
 }
 
 // matches reports whether the query asks for t.
 func (q *query) matches(t *wal.Transaction) bool {
-	if t.Time < q.fromTime {
+	switch {
+	case t.Time < q.fromTime, q.kinds != nil && !q.kinds[string(t.Kind)], q.lock != "" && !recorded(t, q.lock):
 		return false
+	case q.msgID != "":
+		return q.msgID == text(t.MsgID)
 	}
-	if q.kinds != nil && !q.kinds[string(t.Kind)] {
-		return false
-	}
-	if q.lock == "" {
-		return true
-	}
-	for _, l := range t.Locks {
-		if l.Mode != wal.ReadLock && subjects.Overlap(q.lock, text(l.Name)) {
-			return true
-		}
-	}
-	return false
+	return len(q.items) == 0 || slices.ContainsFunc(q.items, func(i queryItem) bool { return i.matches(t) })
 }

@@ -3,6 +3,8 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
+	"math"
 
 	"golang.org/x/sync/semaphore"
 
@@ -28,6 +30,7 @@ type reader struct {
 	scans      *semaphore.Weighted // reads that search a log
 	times      timeSearch
 	archived   *archiveReader
+	indexer    *indexer
 }
 
 // serveRead answers a read on the leader.
@@ -43,8 +46,12 @@ func (r *reader) serveRead(ctx context.Context, m *natslink.Message) error {
 	if q.limit, err = r.checkHistory(q, at); err != nil {
 		return err
 	}
+	most := at.mark + 1
+	if q.newest {
+		most = at.mark
+	}
 	// A mirror may be behind what its reader has from the source.
-	if q.from > at.mark+1 && at.mirrorOf == "" {
+	if q.from > most && at.mirrorOf == "" {
 		return aheadError("from", q.from, r.partition, at.mark)
 	}
 	return r.read(ctx, m.Reply, q)
@@ -117,17 +124,26 @@ func (r *reader) answeringCluster(q query, at position) string {
 // serveGet answers with one transaction.
 func (r *reader) serveGet(ctx context.Context, m *natslink.Message) error {
 	var g struct {
-		Txid *uint64 `json:"txid"`
-		Lock *string `json:"lock"`
+		Txid  *uint64 `json:"txid"`
+		Lock  *string `json:"lock"`
+		MsgID *string `json:"msg_id"`
 	}
 	if err := smallJSON(m.Payload, &g); err != nil {
 		return err
 	}
+	given := 0
+	for _, is := range []bool{g.Txid != nil, g.Lock != nil, g.MsgID != nil} {
+		if is {
+			given++
+		}
+	}
 	switch {
-	case (g.Txid == nil) == (g.Lock == nil):
-		return subjects.Errorf(subjects.BadRequest, `body: give either {"txid":812} or {"lock":"account.42"}`)
+	case given != 1:
+		return subjects.Errorf(subjects.BadRequest, `body: give one of {"txid":812}, {"lock":"account.42"} and {"msg_id":"7f2c"}`)
 	case g.Lock != nil:
 		return r.getByLock(ctx, m.Reply, *g.Lock)
+	case g.MsgID != nil:
+		return r.getByMsgID(ctx, m.Reply, *g.MsgID)
 	case *g.Txid == 0:
 		return subjects.Errorf(subjects.BadRequest, "txid is 0: txids begin at 1")
 	}
@@ -138,17 +154,45 @@ func (r *reader) getByLock(ctx context.Context, reply, lock string) error {
 	if err := subjects.CheckLock(lock); err != nil {
 		return err
 	}
-	if r.position().restoring {
+	at := r.position()
+	if at.restoring {
 		return errRestoring(r.partition)
 	}
 	txid, exact := r.newest(lock)
-	switch {
-	case !exact && txid == 0:
-		return subjects.Errorf(subjects.NotFound, "no transaction has recorded a lock that overlaps %q", lock)
-	case !exact:
-		return subjects.Errorf(subjects.NotFound, "no transaction after %d has recorded a lock that overlaps %q; older ones are forgotten", txid, lock)
+	if exact {
+		return r.get(ctx, reply, txid)
 	}
-	return r.get(ctx, reply, txid)
+	return r.getNewest(ctx, reply, at, min(txid, at.mark), query{lock: lock, fromTime: math.MinInt64},
+		fmt.Sprintf("has recorded a lock that overlaps %q", lock))
+}
+
+func (r *reader) getByMsgID(ctx context.Context, reply, id string) error {
+	if err := subjects.CheckMsgID(id); err != nil {
+		return err
+	}
+	at := r.position()
+	if at.restoring {
+		return errRestoring(r.partition)
+	}
+	return r.getNewest(ctx, reply, at, at.mark, query{msgID: id, fromTime: math.MinInt64}, fmt.Sprintf("has the message id %q", id))
+}
+
+// getNewest answers with the newest transaction, up to one, that a query asks
+// for. what describes these.
+func (r *reader) getNewest(ctx context.Context, reply string, at position, from uint64, q query, what string) error {
+	q.newest = true
+	txid, next, err := r.findNewest(ctx, at, &q, from)
+	switch {
+	case err != nil:
+		return err
+	case txid > 0:
+		return r.get(ctx, reply, txid)
+	case next >= at.first:
+		return subjects.Errorf(subjects.Busy, "no transaction after %d %s, and this node's index has none of the older ones at the moment: try again, or read with a filter", next, what)
+	case at.first > 1:
+		return subjects.Errorf(subjects.NotFound, "no transaction %s of those that are kept, from %d on", what, at.first)
+	}
+	return subjects.Errorf(subjects.NotFound, "no transaction %s", what)
 }
 
 // transactionIn sets t to a transaction of a batch.

@@ -343,17 +343,27 @@ func TestGet(t *testing.T) {
 }
 
 // A lock that the table has forgotten is not found, and the answer says why.
+// A lock that the lock table has forgotten is found in the index, or without
+// one in the log.
 func TestGetAForgottenLock(t *testing.T) {
-	_, nc := one(t, broker.Options{MaxLocks: 2})
+	for _, noIndex := range []bool{false, true} {
+		getAForgottenLock(t, broker.Options{MaxLocks: 2, NoIndex: noIndex})
+	}
+}
+
+func getAForgottenLock(t *testing.T, opts broker.Options) {
+	t.Helper()
+	_, nc := one(t, opts)
 	for i := range 4 {
 		appendTx(t, nc, "cantus.append.0", "x", appendLock, fmt.Sprint("l.", i))
 	}
-	e := wantRefusal(t, ask(t, nc, "cantus.get.0", `{"lock":"l.1"}`), subjects.NotFound)
-	if !strings.Contains(e.Message, "forgotten") {
-		t.Errorf("the message is %q", e.Message)
+	for i := range 4 {
+		if m := ask(t, nc, "cantus.get.0", fmt.Sprintf(`{"lock":"l.%d"}`, i)); m.Header.Get(subjects.HeaderTxid) != fmt.Sprint(i+1) {
+			t.Errorf("l.%d: got %s", i, m.Data)
+		}
 	}
-	if m := ask(t, nc, "cantus.get.0", `{"lock":"l.2"}`); m.Header.Get(subjects.HeaderTxid) != "3" {
-		t.Errorf("got %s", m.Data)
+	if e := wantRefusal(t, ask(t, nc, "cantus.get.0", `{"lock":"l.4"}`), subjects.NotFound); !strings.Contains(e.Message, `overlaps "l.4"`) {
+		t.Errorf("the message is %q", e.Message)
 	}
 	if i := info(t, nc, 0); i.Locks != (subjects.LockInfo{Tracked: 2, Capacity: 2, Floor: 2}) {
 		t.Errorf("locks %+v", i.Locks)

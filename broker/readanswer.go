@@ -86,6 +86,9 @@ func (r *reader) read(ctx context.Context, reply string, q query) error {
 		pack:  packer{subject: reply, most: min(readChunk, most-chainRoom)},
 		paced: paced{pacer: r.pacer, reply: reply},
 	}
+	if q.newest {
+		return a.readNewest(ctx)
+	}
 	timer := time.NewTimer(q.wait)
 	defer timer.Stop()
 	if q.fromTime != math.MinInt64 {
@@ -177,6 +180,9 @@ func (r *readAnswer) scan(ctx context.Context, at position) error {
 	}
 	defer r.releaseScan()
 	var s scanned
+	if done, err := r.scanIndexed(ctx, at, &s); done || err != nil || r.next > at.mark {
+		return err
+	}
 	for _, b := range r.reader.store.Batches(r.next, at.index) {
 		if b.Err != nil {
 			return b.Err
@@ -235,29 +241,46 @@ func (r *readAnswer) scanBatch(ctx context.Context, b wal.Batch, at position, s 
 			return true, nil
 		}
 		invariant.ReadWithinLog.Check(t.Txid <= at.mark, t.Txid, at.mark)
-		size := len(t.Payload) + len(t.Header)
-		if r.q.matches(t) {
-			if r.sent > 0 && r.bytes+size > r.q.maxBytes {
-				return true, nil
-			}
-			if err := r.add(ctx, t, size); err != nil {
-				return true, err
-			}
-		}
-		r.next = t.Txid + 1
-		s.bytes += recordBytes(t)
-		if r.sent == r.q.max || s.bytes > scanBytes || r.wrote > answerBytes {
-			return true, nil
-		}
-		if s.bytes-s.looked > scanPart {
-			s.looked = s.bytes
-			if err := r.wanted(ctx); err != nil {
-				return true, err
-			}
+		if done, err := r.take(ctx, t, s); done || err != nil {
+			return true, err
 		}
 	}
 	err = records.Err()
 	return err != nil || r.next > at.mark, err
+}
+
+// take sends a transaction if the query asks for it. It reports whether the
+// scan ends with it, or before it.
+func (r *readAnswer) take(ctx context.Context, t *wal.Transaction, s *scanned) (done bool, err error) {
+	size := len(t.Payload) + len(t.Header)
+	if r.q.matches(t) {
+		if r.sent > 0 && r.bytes+size > r.q.maxBytes {
+			return true, nil
+		}
+		if err := r.add(ctx, t, size); err != nil {
+			return true, err
+		}
+	}
+	r.next = r.after(t.Txid)
+	s.bytes += recordBytes(t)
+	if r.sent == r.q.max || s.bytes > scanBytes || r.wrote > answerBytes {
+		return true, nil
+	}
+	if s.bytes-s.looked > scanPart {
+		s.looked = s.bytes
+		if err := r.wanted(ctx); err != nil {
+			return true, err
+		}
+	}
+	return false, nil
+}
+
+// after returns the transaction that is looked at after another.
+func (r *readAnswer) after(txid uint64) uint64 {
+	if r.q.newest {
+		return txid - 1
+	}
+	return txid + 1
 }
 
 // acquireScan waits until the read may scan the log. A read that waits for its
@@ -319,7 +342,7 @@ func (r *readAnswer) add(ctx context.Context, t *wal.Transaction, size int) erro
 	}
 	r.sent++
 	r.bytes += size
-	r.last, r.next = t.Txid, t.Txid+1
+	r.last, r.next = t.Txid, r.after(t.Txid)
 	if len(r.out) < readChunk {
 		return nil
 	}
@@ -347,9 +370,9 @@ func (r *readAnswer) flush(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.done = answerProgress{r.sent, r.last, r.last + 1}
+	r.done = answerProgress{r.sent, r.last, r.after(r.last)}
 	if r.q.packed {
-		r.done = answerProgress{r.sent - r.pack.count, r.pack.previous, r.pack.previous + 1}
+		r.done = answerProgress{r.sent - r.pack.count, r.pack.previous, r.after(r.pack.previous)}
 	}
 	return nil
 }

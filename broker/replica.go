@@ -52,6 +52,7 @@ type replica struct {
 	restorer   restorer
 	retainer   retainer
 	limiter    limiter
+	indexer    indexer
 }
 
 // view serves the requests to a partition that are not appends, under the names
@@ -103,6 +104,10 @@ func (r *replica) wire() {
 	}
 	r.archived.partition, r.archived.archive, r.archived.log, r.archived.metrics, r.archived.reads = r.id, h.archive, r.log, &r.metrics, h.archiving
 	r.archived.cluster, r.archived.position, r.archived.history = h.cluster, r.state.position, r.state.pastClusters
+	r.indexer = indexer{
+		partition: r.id, label: label(r.id), log: r.log, store: r.store, position: position, options: h.indexes,
+		drops: make(chan uint64, 1),
+	}
 	cursors := newQueue(h.queueBytes)
 	times := timeSearch{store: r.store, between: r.state.timesBetween, scans: h.scans, archived: r.archived.find}
 	r.unsendable = unsendable{partition: r.id, names: r.face.names, log: r.log, store: r.store, nats: h.nats, position: position}
@@ -161,7 +166,7 @@ func (r *replica) wireView(v *view, names subjects.Names, number int, times time
 	v.reader = reader{
 		partition: number, cluster: h.cluster, names: names, metrics: &r.metrics, store: r.store, position: position, history: r.state.pastClusters, newest: r.state.certifier.newest,
 		unsendable: &r.unsendable, nats: h.nats, answers: h.reads, pacer: h.pacer, scans: h.scans,
-		times: times, archived: &r.archived,
+		times: times, archived: &r.archived, indexer: &r.indexer,
 	}
 	v.info = partitionInfo{
 		partition: r.id, number: number, self: h.name, state: r.state, peers: h.peers, term: r.readTerm.Load,

@@ -65,6 +65,7 @@ type controllerConfig struct {
 	fail             func(error)
 	sources          *replicaSources
 	forgetDamage     func(partition int) // of a log that was deleted or repaired
+	removeIndex      func(partition int) error
 }
 
 func newReplicaController(config controllerConfig, id int, log *slog.Logger, data *wal.Log) *replicaController {
@@ -267,11 +268,19 @@ func (c *replicaController) logAbsence(err error) {
 // deleteReplica deletes the log of a replica that is not open: its fetch is not
 // done, or it was to be repaired.
 func (c *replicaController) deleteReplica() {
-	if err := raftstore.Reset(c.data); err != nil {
+	if err := c.reset(); err != nil {
 		c.log.Warn("the removed replica's log is not deleted", "err", err)
 		return
 	}
 	c.log.Info("replica removed")
+}
+
+// reset deletes the log of a replica that is not open, and what was made of it.
+func (c *replicaController) reset() error {
+	if err := c.removeIndex(c.id); err != nil {
+		c.log.Warn("the index is not deleted", "err", err) // its segments don't fit another log
+	}
+	return raftstore.Reset(c.data)
 }
 
 // ensure opens the replica, and fetches its log from another node first if it
@@ -406,7 +415,7 @@ func (c *replicaController) serve(ctx context.Context, r *replica) {
 		c.refetch(ctx)
 		return
 	}
-	if err := raftstore.Reset(c.data); err != nil {
+	if err := c.reset(); err != nil {
 		c.fail(fmt.Errorf("partition %d: delete the replica: %w", c.id, err))
 		return
 	}

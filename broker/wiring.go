@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"time"
 
 	"github.com/cantuslog/cantus/broker/cluster"
@@ -162,7 +163,7 @@ func (n *Node) controllerConfig(partition int, m *meta) controllerConfig {
 		self: self, names: n.identity.names, founders: bootstrapVoters(n.store.Identity(), bootstrapFacts(n.store.Identity()).Voters(partition)),
 		peers: n.peers, facts: m.current, factsCurrent: m.isCurrent, shared: n.shared, network: n.network, host: n.host, full: n.space.isFull,
 		removalSuspected: n.membership.removalSuspected, fail: n.life.fail, sources: n.scrubber.sources,
-		forgetDamage: n.scrubber.forget,
+		forgetDamage: n.scrubber.forget, removeIndex: n.indexes().remove,
 	}
 }
 
@@ -179,7 +180,7 @@ func (n *Node) host() host {
 			queueGroup: i.queueGroup(), feedKey: i.feedKey(), pacer: n.pacer, encodeAdvisory: n.advisories.encode,
 		},
 		sharedLimits: sharedLimits{
-			inflight: n.limits.inflight, scans: n.limits.scans, space: n.space, archive: i.opts.Archive, archiving: n.limits.archiving,
+			inflight: n.limits.inflight, scans: n.limits.scans, space: n.space, archive: i.opts.Archive, archiving: n.limits.archiving, indexes: n.indexes(),
 			startRead: func(serve func()) error { return n.limits.startRead(n.life, serve) },
 		},
 		clusterView: clusterView{
@@ -188,6 +189,14 @@ func (n *Node) host() host {
 		},
 		services: n.services(),
 	}
+}
+
+// indexes returns where the node keeps its indexes.
+func (n *Node) indexes() indexOptions {
+	if n.identity.opts.NoIndex {
+		return indexOptions{}
+	}
+	return indexOptions{dir: filepath.Join(n.store.Dir(), "index"), budget: n.limits.indexes, full: n.space.isFull}
 }
 
 func (n *Node) newClusterInfo() *clusterInfo {

@@ -97,8 +97,13 @@ const (
 	MaxMsgID = 128
 	// MaxBatch is the most transactions in a batch message.
 	MaxBatch = 5_000
-	// MaxKinds is the most kinds one read may ask for.
+	// MaxKinds is the most kinds that one read, or one item of a query, may ask
+	// for.
 	MaxKinds = 64
+	// MaxQueryItems is the most items of a query, and MaxQueryLocks the most
+	// locks of one item.
+	MaxQueryItems = 16
+	MaxQueryLocks = 16
 	// MaxReadBody is the most bytes of a read's body.
 	MaxReadBody = 65_536
 	// MaxRestoreBody is the most bytes of the JSON body of a restore's step.

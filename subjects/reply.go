@@ -61,6 +61,12 @@ type ReadRequest struct {
 	// Lock selects the transactions that recorded an overlapping lock, as write
 	// or append lock. Default: all.
 	Lock string `json:"lock,omitempty"`
+	// Query selects the transactions to which one of the items applies, up to
+	// [MaxQueryItems]. Default: all.
+	Query []QueryItem `json:"query,omitempty"`
+	// NewestFirst begins with the newest transaction: From is then the highest
+	// txid wanted, by default the high-water mark.
+	NewestFirst bool `json:"newest_first,omitempty"`
 	// HeadersOnly leaves out the payloads.
 	HeadersOnly bool `json:"headers_only,omitempty"`
 	// Packed asks for many transactions in a message: see [NextPacked].
@@ -77,6 +83,18 @@ type GetRequest struct {
 	Txid uint64 `json:"txid,omitempty"`
 	// Lock asks for the newest transaction that recorded an overlapping lock.
 	Lock string `json:"lock,omitempty"`
+	// MsgID asks for the newest transaction with a message id.
+	MsgID string `json:"msg_id,omitempty"`
+}
+
+// QueryItem selects the transactions that are of one of the kinds, unless it
+// has none, and that recorded a lock overlapping each of the locks, as write or
+// append lock. It has at least one kind or lock.
+type QueryItem struct {
+	// Kinds has up to [MaxKinds] kinds.
+	Kinds []string `json:"kinds,omitempty"`
+	// Locks has up to [MaxQueryLocks] lock names.
+	Locks []string `json:"locks,omitempty"`
 }
 
 // CursorRequest is the body of a cursor write. A request with an empty body

@@ -17,7 +17,7 @@ var samples = map[string]string{
 	"name": "n7", "cluster-name": "blue", "data": "/elsewhere", "archive": "/backup", "partitions": "9", "prefix": "bank.log",
 	"listen": "127.0.0.1:7001", "http": "127.0.0.1:7002", "nats-config": "FILE", "account": "APP", "credentials": "FILE",
 	"locks": "500", "msg-ids": "600", "msg-id-window": "3m", "queue-size": "8MiB", "tail-size": "9MiB", "reserve": "10MiB",
-	"scrub-rate": "1MiB", "scrub-interval": "2h", "retention-interval": "90s",
+	"scrub-rate": "1MiB", "scrub-interval": "2h", "retention-interval": "90s", "index": "off",
 	"log-level": "debug", "log-format": "json", "pprof": "true", "page": "off",
 	"traces": "http://127.0.0.1:4318/v1/traces", "trace-ratio": "0.5",
 	"cluster": "127.0.0.1:7003", "routes": "10.0.0.2:6222,10.0.0.3:6222", "raft": "127.0.0.1:7004", "raft-advertise": "n7.example:7004",

@@ -17,6 +17,7 @@ type getCmd struct {
 	Txid      *txid     `arg:"" optional:"" name:"TXID" help:"Id of the transaction, from 1."`
 
 	Lock    lockName `placeholder:"LOCK" help:"Instead of TXID: the last transaction that recorded a lock overlapping this one."`
+	ID      string   `placeholder:"ID" help:"Instead of TXID: the last transaction with this message id."`
 	JSON    bool     `name:"json" xor:"form" help:"Print one JSON object, as read --json does."`
 	Payload bool     `xor:"form" help:"Write the payload alone, byte for byte."`
 
@@ -28,6 +29,7 @@ func (*getCmd) Help() string {
 
   cantus get 0 812
   cantus get 0 --lock account.42 --json
+  cantus get 0 --id 7f2c
   cantus get 0 812 --payload >transfer.json
 
 Exit status: 1 if there is no such transaction.`
@@ -35,10 +37,16 @@ Exit status: 1 if there is no such transaction.`
 
 // Run shows one transaction.
 func (c *getCmd) Run(ctx context.Context, p *program) error {
-	request := subjects.GetRequest{Lock: string(c.Lock)}
+	request := subjects.GetRequest{Lock: string(c.Lock), MsgID: c.ID}
+	given := 0
+	for _, is := range []bool{c.Txid != nil, c.Lock != "", c.ID != ""} {
+		if is {
+			given++
+		}
+	}
 	switch {
-	case (c.Txid == nil) == (c.Lock == ""):
-		return usagef("name the transaction by either its TXID or --lock, such as \"cantus get 0 812\"")
+	case given != 1:
+		return usagef("name the transaction by its TXID, --lock or --id, such as \"cantus get 0 812\"")
 	case c.Txid != nil && *c.Txid == 0:
 		return usagef("there is no transaction 0: txids begin at 1")
 	case c.Txid != nil:

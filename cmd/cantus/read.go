@@ -18,14 +18,16 @@ import (
 type readCmd struct {
 	Partition partition `arg:"" name:"P" help:"Partition to read, from 0."`
 
-	From        position `placeholder:"TXID|TIME" default:"1" help:"First transaction to read: its txid, or the first one at or after a time, such as 2026-11-01, 2026-11-01T08:30 or 90m (ago). Times are in UTC unless they name a zone."`
-	Max         count    `placeholder:"N" help:"Stop after N transactions."`
-	Follow      bool     `short:"f" xor:"follow" help:"At the end of the log wait for more, until interrupted. Goes on after a lost connection, without gap or repeat."`
-	Kinds       []token  `name:"kind" sep:"none" placeholder:"KIND" help:"Only transactions of this kind; repeatable."`
-	Lock        lockName `placeholder:"LOCK" help:"Only transactions that recorded a lock overlapping this one, such as account.42 or 'account.>'."`
-	HeadersOnly bool     `help:"Leave the payloads out."`
-	Replica     token    `placeholder:"NODE" xor:"follow" help:"What this node's replica has, although nobody may lead the partition. It may be behind, and no other node has confirmed it."`
-	JSON        bool     `name:"json" help:"Print a JSON object a line, complete; the payload as text, or in payload_base64 if it is not UTF-8."`
+	From        position    `placeholder:"TXID|TIME" default:"1" help:"First transaction to read: its txid, or the first one at or after a time, such as 2026-11-01, 2026-11-01T08:30 or 90m (ago). Times are in UTC unless they name a zone."`
+	Max         count       `placeholder:"N" help:"Stop after N transactions."`
+	Follow      bool        `short:"f" xor:"follow" help:"At the end of the log wait for more, until interrupted. Goes on after a lost connection, without gap or repeat."`
+	Kinds       []token     `name:"kind" sep:"none" placeholder:"KIND" help:"Only transactions of this kind; repeatable."`
+	Lock        lockName    `placeholder:"LOCK" help:"Only transactions that recorded a lock overlapping this one, such as account.42 or 'account.>'."`
+	Query       []queryItem `sep:"none" placeholder:"JSON" help:"Only transactions of one of some kinds that recorded a lock overlapping each of some locks, such as '{\"kinds\":[\"pay\"],\"locks\":[\"account.42\",\"account.7\"]}'; repeatable: one of them has to apply."`
+	NewestFirst bool        `xor:"follow" help:"Begin with the newest transaction, and end with the one that --from names."`
+	HeadersOnly bool        `help:"Leave the payloads out."`
+	Replica     token       `placeholder:"NODE" xor:"follow" help:"What this node's replica has, although nobody may lead the partition. It may be behind, and no other node has confirmed it."`
+	JSON        bool        `name:"json" help:"Print a JSON object a line, complete; the payload as text, or in payload_base64 if it is not UTF-8."`
 
 	connection
 }
@@ -39,7 +41,8 @@ Examples:
   cantus read 0
   cantus read 0 --from 813 --follow --json | jq .payload
   cantus read 0 --from 2026-11-01T08:30 --max 10
-  cantus read 0 --lock account.42 --max 10
+  cantus read 0 --lock account.42 --newest-first --max 10
+  cantus read 0 --query '{"kinds":["pay"],"locks":["account.42","account.7"]}'
   cantus read 0 --replica n2
 
 Exit status: 1 if --from is more than one past the last transaction, or was trimmed.
@@ -57,7 +60,7 @@ type reader struct {
 	conn *natsConn
 	out  *bufio.Writer
 
-	next     uint64 // the first transaction not yet printed or filtered out
+	next     uint64 // the first transaction not yet printed or filtered out; with --newest-first 0 for the newest
 	last     uint64 // where to stop; 0 for unknown or never
 	printed  int
 	troubled bool // the last request failed, and that was reported
@@ -91,6 +94,9 @@ func (c *readCmd) Run(ctx context.Context, p *program) error {
 		p.note("this is what the replica of node %s has: it may be behind, and no other node has confirmed it", c.Replica)
 	}
 	r := &reader{cmd: c, p: p, conn: l, out: bufio.NewWriter(p.out), next: max(uint64(c.From.txid), 1)}
+	if c.NewestFirst {
+		r.next = 0
+	}
 	for {
 		done, err := r.step(ctx)
 		if ferr := r.out.Flush(); ferr != nil {
@@ -116,11 +122,11 @@ func (c *readCmd) Run(ctx context.Context, p *program) error {
 func (r *reader) step(ctx context.Context) (done bool, err error) {
 	next := r.next
 	from, mark, err := r.page(ctx)
-	if r.lost++; !errors.Is(err, errLost) || r.next > next {
+	if r.lost++; !errors.Is(err, errLost) || r.next != next {
 		r.lost = 0
 	}
 	if errors.Is(err, errLost) && r.lost < lostTries {
-		return r.full(), nil // continue after the last transaction
+		return r.full() || r.cmd.NewestFirst && r.printed > 0 && r.next == 0, nil // continue after the last transaction
 	}
 	switch {
 	case !errors.Is(err, nats.ErrNoResponders):
@@ -137,6 +143,10 @@ func (r *reader) step(ctx context.Context) (done bool, err error) {
 		return false, err
 	}
 	r.troubled, r.succeeded = false, time.Now()
+	if r.cmd.NewestFirst {
+		r.next = from
+		return r.full() || r.next == 0 || r.next < uint64(r.cmd.From.txid), nil
+	}
 	r.next = max(r.next, from)
 	if r.last == 0 && !r.cmd.Follow {
 		if r.last = mark; mark == 0 {
@@ -237,7 +247,13 @@ func (r *reader) subject() string {
 }
 
 func (r *reader) request() subjects.ReadRequest {
-	req := subjects.ReadRequest{From: r.next, FromTime: r.cmd.From.at, Max: 4096, Lock: string(r.cmd.Lock), HeadersOnly: r.cmd.HeadersOnly, Packed: true}
+	req := subjects.ReadRequest{
+		From: r.next, FromTime: r.cmd.From.at, Max: 4096, Lock: string(r.cmd.Lock), HeadersOnly: r.cmd.HeadersOnly, Packed: true,
+		NewestFirst: r.cmd.NewestFirst,
+	}
+	for _, q := range r.cmd.Query {
+		req.Query = append(req.Query, subjects.QueryItem(q))
+	}
 	if r.bulk {
 		req.Max, req.MaxBytes = subjects.MaxReadCount, subjects.MaxReadBytes
 	}
@@ -310,11 +326,22 @@ func (r *reader) take(msg *nats.Msg, last uint64) (txid uint64, err error) {
 	return last, nil
 }
 
+// passed reports whether a transaction was printed before, or is past the end.
+func (r *reader) passed(txid uint64) bool {
+	if r.cmd.NewestFirst {
+		return txid < uint64(r.cmd.From.txid)
+	}
+	return txid < r.next || r.last > 0 && txid > r.last
+}
+
 func (r *reader) print(t *transaction) (err error) {
-	if t.Txid < r.next || r.full() || (r.last > 0 && t.Txid > r.last) {
+	if r.full() || r.passed(t.Txid) {
 		return nil
 	}
 	r.next = t.Txid + 1
+	if r.cmd.NewestFirst {
+		r.next = t.Txid - 1
+	}
 	r.printed++
 	if r.visit != nil {
 		return r.visit(t)

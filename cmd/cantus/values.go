@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -337,6 +339,30 @@ func (l *lockName) UnmarshalText(text []byte) error {
 		return plain(err)
 	}
 	*l = lockName(text)
+	return nil
+}
+
+// queryItem is an item of a read's query.
+type queryItem subjects.QueryItem
+
+func (q *queryItem) UnmarshalText(text []byte) error {
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	var item subjects.QueryItem
+	if err := decoder.Decode(&item); err != nil || decoder.More() || len(item.Kinds)+len(item.Locks) == 0 {
+		return fmt.Errorf(`%q is not a query: write kinds, locks or both as JSON, such as {"kinds":["pay"],"locks":["account.42"]}`, text)
+	}
+	for _, k := range item.Kinds {
+		if err := subjects.CheckKind(k); err != nil {
+			return plain(err)
+		}
+	}
+	for _, l := range item.Locks {
+		if err := subjects.CheckLock(l); err != nil {
+			return plain(err)
+		}
+	}
+	*q = queryItem(item)
 	return nil
 }
 

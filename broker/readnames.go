@@ -1,0 +1,202 @@
+package broker
+
+import (
+	"context"
+	"math"
+
+	"github.com/cantuslog/cantus/wal"
+)
+
+// readWindow is how many transactions a read that goes backwards without an
+// index reads at a time.
+const readWindow = 256
+
+// seekCost is how many bytes of the log a transaction counts as that is looked
+// up by itself.
+const seekCost = 4 << 10
+
+// scanIndexed is scan for the transactions that the index has: it looks only at
+// those that the query may ask for.
+func (r *readAnswer) scanIndexed(ctx context.Context, at position, s *scanned) (done bool, err error) {
+	index, covered, ok := r.reader.indexer.covers(r.next, at.mark)
+	if !ok || covered.From > r.next {
+		return false, nil
+	}
+	items := r.q.indexed(index.Keys())
+	if items == nil {
+		return false, nil
+	}
+	w := walker{log: r.reader.store, to: at.index}
+	defer w.close()
+	for txid, err := range r.reader.indexer.search(index, items, covered) {
+		if err != nil {
+			return false, nil // the log is searched instead
+		}
+		if err := w.read(txid, &s.t); err != nil {
+			return true, err
+		}
+		s.bytes += seekCost
+		if done, err := r.take(ctx, &s.t, s); done || err != nil {
+			return true, err
+		}
+	}
+	r.next = covered.To + 1
+	return false, nil
+}
+
+// readNewest answers a query that begins with the newest transaction.
+func (r *readAnswer) readNewest(ctx context.Context) error {
+	at := r.reader.position()
+	if at.restoring {
+		return errRestoring(r.reader.partition)
+	}
+	if r.next == 0 || r.next > at.mark {
+		r.next = at.mark
+	}
+	r.done.next = r.next
+	if r.next > 0 && r.next < at.first {
+		return wal.ErrTrimmed
+	}
+	low := at.first
+	if r.q.fromTime != math.MinInt64 {
+		txid, err := r.reader.times.find(ctx, r.q.fromTime, at.first)
+		if err != nil {
+			return err
+		}
+		low = max(low, txid)
+	}
+	if err := r.scanDown(ctx, at, low); err != nil {
+		return r.stop(ctx, err, at.mark)
+	}
+	if r.next < low && low > at.first {
+		r.next = 0 // what is older is not asked for
+	}
+	return r.finish(ctx, at.mark)
+}
+
+// scanDown sends the transactions from next down to low that the query asks
+// for, up to its limits.
+func (r *readAnswer) scanDown(ctx context.Context, at position, low uint64) error {
+	if err := r.acquireScan(ctx); err != nil {
+		return err
+	}
+	defer r.releaseScan()
+	var s scanned
+	ended := false
+	next, err := r.reader.down(at, &r.q, r.next, low, &s, func(t *wal.Transaction) (done bool, err error) {
+		ended, err = r.take(ctx, t, &s)
+		return ended, err
+	})
+	if err == nil && !ended {
+		r.next = next
+	}
+	return err
+}
+
+// findNewest returns the newest transaction, up to one, that a query asks for,
+// 0 if there is none; next is then where the search would go on.
+func (r *reader) findNewest(ctx context.Context, at position, q *query, from uint64) (txid, next uint64, err error) {
+	if err := acquireScan(ctx, r.scans); err != nil {
+		return 0, 0, err
+	}
+	defer r.scans.Release(1)
+	var s scanned
+	next, err = r.down(at, q, from, at.first, &s, func(t *wal.Transaction) (done bool, err error) {
+		if q.matches(t) {
+			txid = t.Txid
+			return true, nil
+		}
+		s.bytes += recordBytes(t)
+		return s.bytes > scanBytes, ctx.Err()
+	})
+	return txid, next, err
+}
+
+// down calls each with the transactions from high down to low that a query may
+// ask for, until it reports that it is done. next is the one that would come
+// next, low-1 if there is none.
+func (r *reader) down(at position, q *query, high, low uint64, s *scanned, each func(*wal.Transaction) (done bool, err error)) (next uint64, err error) {
+	d := descent{reader: r, at: at, q: q, low: low, next: high, scanned: s, each: each, walker: walker{log: r.store, to: at.index}}
+	defer d.walker.close()
+	for d.next >= low && d.next > 0 && !d.done {
+		if err := d.part(); err != nil {
+			return d.next, err
+		}
+	}
+	return d.next, nil
+}
+
+// descent is the state of a search from newer transactions to older ones.
+type descent struct {
+	reader  *reader
+	at      position
+	q       *query
+	low     uint64
+	next    uint64
+	scanned *scanned
+	each    func(*wal.Transaction) (done bool, err error)
+	done    bool
+	walker  walker
+	window  []wal.Transaction
+}
+
+// part looks at what the index has, or at a window of the log.
+func (d *descent) part() error {
+	index, covered, ok := d.reader.indexer.covers(d.low, d.next)
+	if ok {
+		covered.Descending = true
+		if items := d.q.indexed(index.Keys()); items == nil {
+			ok = false
+		} else if covered.To == d.next {
+			for txid, err := range d.reader.indexer.search(index, items, covered) {
+				if err != nil {
+					return d.readWindow(d.low)
+				}
+				d.scanned.bytes += seekCost
+				if err := d.read(txid); err != nil || d.done {
+					return err
+				}
+			}
+			d.next = covered.From - 1
+			return nil
+		}
+	}
+	low := d.low
+	if ok {
+		low = covered.To + 1
+	}
+	return d.readWindow(low)
+}
+
+func (d *descent) read(txid uint64) error {
+	t := &d.scanned.t
+	if err := d.walker.read(txid, t); err != nil {
+		return err
+	}
+	return d.take(t)
+}
+
+func (d *descent) take(t *wal.Transaction) (err error) {
+	d.next = t.Txid - 1
+	d.done, err = d.each(t)
+	return err
+}
+
+// readWindow looks at some transactions, none before low.
+func (d *descent) readWindow(low uint64) error {
+	low = max(low, d.next-min(d.next, readWindow-1), 1)
+	d.window = d.window[:0]
+	for txid := low; txid <= d.next; txid++ {
+		var t wal.Transaction
+		if err := d.walker.read(txid, &t); err != nil {
+			return err
+		}
+		d.window = append(d.window, t)
+	}
+	for i := len(d.window) - 1; i >= 0; i-- {
+		if err := d.take(&d.window[i]); err != nil || d.done {
+			return err
+		}
+	}
+	return nil
+}

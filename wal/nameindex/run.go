@@ -1,0 +1,296 @@
+package nameindex
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+)
+
+// The file of a run. All numbers are little-endian.
+//
+//	header   88 bytes, see marshal
+//	table    for each bucket its position in the file, 4 bytes
+//	buckets, and lists that are too long for theirs, by their keys
+//
+// A bucket is the checksum of its number and of all that follows in it, 4
+// bytes; the length of what follows, 4 bytes; and for each of its keys,
+// ascending:
+//
+//	uvarint  the rest of the key, less that of the key before
+//	uvarint  the length of its list in bytes, times two, plus one if the list
+//	         is outside
+//	uvarint  the number of transactions
+//	the list, or the list's position as a uvarint
+//
+// A list has a uvarint for each transaction: its distance from the one before
+// it, for the first its distance from the run's first. One that is outside
+// has a checksum of its position and itself before it, 4 bytes.
+const (
+	magic         = "cantusi1"
+	headerSize    = 88
+	bucketHeader  = 8
+	bucketEntries = 32  // on average
+	longList      = 512 // bytes
+)
+
+// DamageError is the error of a search that meets a damaged run.
+type DamageError struct {
+	Path  string
+	First uint64 // the first transaction of the run, 0 if it is not known
+	Where string
+	Err   error
+}
+
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("nameindex: run %s is damaged: %s: %v", e.Path, e.Where, e.Err)
+}
+
+func (e *DamageError) Unwrap() error { return e.Err }
+
+// run is what is kept in memory of a run.
+type run struct {
+	path        string
+	first, last uint64
+	entries     uint64
+	seed, label uint64
+	stamp       uint64
+	size        uint64
+	salt        uint64 // is part of each checksum
+	bits        uint8  // of a bucket's number
+}
+
+func (s *run) fields() []*uint64 {
+	return []*uint64{&s.first, &s.last, &s.entries, &s.seed, &s.label, &s.stamp, &s.size, &s.salt}
+}
+
+func (s *run) marshal() []byte {
+	b := make([]byte, headerSize)
+	copy(b, magic)
+	b[8] = s.bits
+	for i, v := range s.fields() {
+		binary.LittleEndian.PutUint64(b[16+8*i:], *v)
+	}
+	binary.LittleEndian.PutUint32(b[headerSize-8:], checksum(0, b[:headerSize-8]))
+	return b
+}
+
+// openRun reads the header of a run.
+func openRun(path string) (*run, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	s := &run{path: path}
+	var b [headerSize]byte
+	if _, err := f.ReadAt(b[:], 0); err != nil {
+		return nil, s.damaged("header", err)
+	}
+	switch {
+	case string(b[:8]) != magic:
+		return nil, s.damaged("header", errors.New("it is of another kind or version"))
+	case binary.LittleEndian.Uint32(b[headerSize-8:]) != checksum(0, b[:headerSize-8]):
+		return nil, s.damaged("header", errChecksum)
+	}
+	s.bits = b[8]
+	for i, v := range s.fields() {
+		*v = binary.LittleEndian.Uint64(b[16+8*i:])
+	}
+	if s.bits > maxBits || s.first == 0 || s.last < s.first || s.last-s.first >= maxRun {
+		return nil, s.damaged("header", errors.New("its numbers are out of range"))
+	}
+	if s.size != uint64(info.Size()) || int64(s.size) < s.tableSize() {
+		return nil, s.damaged("header", fmt.Errorf("the file has %d bytes, and not %d", info.Size(), s.size))
+	}
+	return s, nil
+}
+
+var errChecksum = errors.New("wrong checksum")
+
+func (s *run) damaged(where string, err error) error {
+	return &DamageError{s.path, s.first, where, err}
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// checksum returns the checksum of a part of the run. It differs from that of
+// the same bytes elsewhere, or in another run whose blocks a file system gives
+// this one after a power cut.
+func (s *run) checksum(n uint32, b []byte) uint32 { return checksum(uint32(s.salt)^n, b) }
+
+// checksum returns the checksum of a number and bytes.
+func checksum(n uint32, b []byte) uint32 {
+	var head [4]byte
+	binary.LittleEndian.PutUint32(head[:], n)
+	return crc32.Update(crc32.Update(0, castagnoli, head[:]), castagnoli, b)
+}
+
+// count returns how many transactions the run has.
+func (s *run) count() uint64 { return s.last - s.first + 1 }
+
+// tableSize returns the size of the header and the table.
+func (s *run) tableSize() int64 { return headerSize + 4<<s.bits }
+
+// openedRun is a run whose file is open.
+type openedRun struct {
+	*run
+	file *os.File
+}
+
+// open opens the file. The error wraps [fs.ErrNotExist] if the run was
+// merged or trimmed meanwhile.
+func (s *run) open() (openedRun, error) {
+	f, err := os.Open(s.path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		err = s.damaged("open", err)
+	}
+	return openedRun{s, f}, err
+}
+
+func (s openedRun) find(k Key) (list, error) {
+	number, rest := s.split(k)
+	groups, err := s.bucket(number)
+	if err != nil {
+		return list{}, err
+	}
+	for g := range groups.all() {
+		if g.rest == rest {
+			return list{g.count, func() ([]uint32, error) { return s.list(g) }}, nil
+		}
+		if g.rest > rest {
+			break
+		}
+	}
+	if groups.err != nil {
+		return list{}, s.damaged(fmt.Sprintf("bucket %d", number), groups.err)
+	}
+	return list{}, nil
+}
+
+// split returns the number of a key's bucket, and the rest of the key.
+func (s *run) split(k Key) (bucket uint32, rest uint64) {
+	return uint32(uint64(k) >> (64 - s.bits)), uint64(k) << s.bits >> s.bits >> offsetBits
+}
+
+// join is the reverse of split.
+func (s *run) join(bucket uint32, rest uint64) Key {
+	return Key(uint64(bucket)<<(64-s.bits) | rest<<offsetBits)
+}
+
+// bucket reads a bucket.
+func (s openedRun) bucket(number uint32) (*groups, error) {
+	bad := func(err error) error { return s.damaged(fmt.Sprintf("bucket %d", number), err) }
+	var at [4]byte
+	if _, err := s.file.ReadAt(at[:], headerSize+4*int64(number)); err != nil {
+		return nil, bad(err)
+	}
+	position := int64(binary.LittleEndian.Uint32(at[:]))
+	if position < s.tableSize() {
+		return nil, bad(errors.New("wrong position"))
+	}
+	b := make([]byte, 1024)
+	n, err := s.file.ReadAt(b, position)
+	if n < bucketHeader {
+		return nil, bad(err)
+	}
+	size := int64(binary.LittleEndian.Uint32(b[4:])) + bucketHeader
+	if size > int64(s.size)-position {
+		return nil, bad(errors.New("wrong length"))
+	}
+	if size > int64(n) {
+		b = make([]byte, size)
+		if _, err := s.file.ReadAt(b, position); err != nil {
+			return nil, bad(err)
+		}
+	}
+	b = b[:size]
+	if binary.LittleEndian.Uint32(b) != s.checksum(number, b[4:]) {
+		return nil, bad(errChecksum)
+	}
+	return &groups{left: b[bucketHeader:]}, nil
+}
+
+// group is the transactions of one key.
+type group struct {
+	rest    uint64
+	count   int
+	size    int    // of the list
+	inline  []byte // the list, nil if it is outside
+	outside int64  // its position
+}
+
+// groups is what is left of a bucket.
+type groups struct {
+	left []byte
+	err  error
+}
+
+// all iterates over the bucket, and sets err if it is not well formed.
+func (g *groups) all() func(yield func(group) bool) {
+	return func(yield func(group) bool) {
+		for rest := uint64(0); len(g.left) > 0; {
+			var next group
+			rest += g.uvarint()
+			size := g.uvarint()
+			next.rest, next.count, next.size = rest, int(g.uvarint()), int(size>>1)
+			if size&1 == 1 {
+				next.outside = int64(g.uvarint())
+			} else if next.size > len(g.left) {
+				g.err = io.ErrUnexpectedEOF
+			} else {
+				next.inline, g.left = g.left[:next.size:next.size], g.left[next.size:]
+			}
+			if g.err != nil || !yield(next) {
+				return
+			}
+		}
+	}
+}
+
+func (g *groups) uvarint() uint64 {
+	v, n := binary.Uvarint(g.left)
+	if n <= 0 {
+		g.err, g.left = io.ErrUnexpectedEOF, nil
+		return 0
+	}
+	g.left = g.left[n:]
+	return v
+}
+
+// list decodes the list of a group.
+func (s openedRun) list(g group) ([]uint32, error) {
+	b := g.inline
+	if g.outside != 0 {
+		if int64(g.size)+g.outside > int64(s.size) {
+			return nil, s.damaged("list", errors.New("wrong length"))
+		}
+		b = make([]byte, g.size)
+		if _, err := s.file.ReadAt(b, g.outside); err != nil {
+			return nil, s.damaged("list", err)
+		}
+		if len(b) < 4 || binary.LittleEndian.Uint32(b) != s.checksum(uint32(g.outside), b[4:]) {
+			return nil, s.damaged("list", errChecksum)
+		}
+		b = b[4:]
+	}
+	out := make([]uint32, 0, min(g.count, len(b)))
+	for at := uint64(0); len(b) > 0; {
+		d, n := binary.Uvarint(b)
+		if at += d; n <= 0 || at >= s.count() {
+			return nil, s.damaged("list", io.ErrUnexpectedEOF)
+		}
+		out, b = append(out, uint32(at)), b[n:]
+	}
+	if len(out) != g.count {
+		return nil, s.damaged("list", fmt.Errorf("%d transactions, and not %d", len(out), g.count))
+	}
+	return out, nil
+}
