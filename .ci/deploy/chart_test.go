@@ -29,11 +29,12 @@ const heading = `# Three nodes of Cantus in the namespace cantus. docs/install.m
 // render returns the manifests that the chart gives.
 func render(t *testing.T, values map[string]any) (string, error) {
 	t.Helper()
-	return renderVersion(t, "", values)
+	return renderAs(t, "cantus", "", values)
 }
 
-// renderVersion is render for a version that the chart was packed with.
-func renderVersion(t *testing.T, version string, values map[string]any) (string, error) {
+// renderAs is render for a release with another name, or for a version that the
+// chart was packed with.
+func renderAs(t *testing.T, release, version string, values map[string]any) (string, error) {
 	t.Helper()
 	c, err := loader.Load(chartDir)
 	if err != nil {
@@ -42,7 +43,7 @@ func renderVersion(t *testing.T, version string, values map[string]any) (string,
 	if version != "" {
 		c.Metadata.Version, c.Metadata.AppVersion = version, version
 	}
-	all, err := chartutil.ToRenderValues(c, values, chartutil.ReleaseOptions{Name: "cantus", Namespace: "cantus", IsInstall: true}, nil)
+	all, err := chartutil.ToRenderValues(c, values, chartutil.ReleaseOptions{Name: release, Namespace: "cantus", IsInstall: true}, nil)
 	if err != nil {
 		return "", err
 	}
@@ -131,7 +132,7 @@ func TestValues(t *testing.T) {
 
 // The image of a snapshot has a tag that an image may have.
 func TestSnapshotsTag(t *testing.T) {
-	text, err := renderVersion(t, "0.1.0-dev+abc", nil)
+	text, err := renderAs(t, "cantus", "0.1.0-dev+abc", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

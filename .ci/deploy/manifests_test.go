@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -20,6 +21,7 @@ type objects struct {
 	services map[string]*corev1.Service
 	budget   *policyv1.PodDisruptionBudget
 	policy   *networkingv1.NetworkPolicy
+	monitor  *monitoringv1.PodMonitor
 }
 
 // decode decodes manifests into the types of Kubernetes. A field that there is
@@ -56,6 +58,9 @@ func decode(t *testing.T, text string) objects {
 		case "networking.k8s.io/v1 NetworkPolicy":
 			all.policy = &networkingv1.NetworkPolicy{}
 			into(document, all.policy)
+		case "monitoring.coreos.com/v1 PodMonitor":
+			all.monitor = &monitoringv1.PodMonitor{}
+			into(document, all.monitor)
 		default:
 			t.Fatalf("no check knows %s %s", kind.APIVersion, kind.Kind)
 		}
@@ -69,8 +74,8 @@ func TestManifests(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := decode(t, string(text))
-	if all.policy == nil || len(all.services) != 2 {
-		t.Fatalf("objects are missing: %+v", all)
+	if all.policy == nil || len(all.services) != 2 || all.monitor != nil {
+		t.Fatalf("objects are missing, or too many: %+v", all)
 	}
 	checkObjects(t, all)
 }
@@ -88,6 +93,9 @@ func checkObjects(t *testing.T, all objects) {
 	if all.policy != nil {
 		selectors["the NetworkPolicy"] = all.policy.Spec.PodSelector.MatchLabels
 		selectors["the NetworkPolicy's nodes"] = all.policy.Spec.Ingress[0].From[0].PodSelector.MatchLabels
+	}
+	if all.monitor != nil {
+		selectors["the PodMonitor"] = all.monitor.Spec.Selector.MatchLabels
 	}
 	for what, selector := range selectors {
 		if len(selector) == 0 {
@@ -136,6 +144,11 @@ func checkPorts(t *testing.T, all objects) {
 		}
 		if slices.Sort(open); !slices.Equal(open, slices.Sorted(slices.Values(ports))) {
 			t.Errorf("the NetworkPolicy has the ports %v, the container %v", open, ports)
+		}
+	}
+	if all.monitor != nil {
+		for _, e := range all.monitor.Spec.PodMetricsEndpoints {
+			used = append(used, *e.Port)
 		}
 	}
 	for _, name := range used {
