@@ -163,9 +163,10 @@ func prepareThreeMachines(w *pageWalk) {
 		}
 	}
 	w.put("/var/lib/cantus", w.path("n1"))
-	w.write("nats.conf", "authorization { users = [ {user: app, password: secret} ] }\n")
-	w.set("CANTUS_USER", "app")
+	writeExampleUsers(w.t, w.path("nats.conf"))
+	w.set("CANTUS_USER", "ops")
 	w.set("CANTUS_PASSWORD", "secret")
+	w.set("CANTUS_INBOX_PREFIX", "_INBOX_ops")
 	w.set("CANTUS_SERVER", w.here["10.0.0.1:4222"])
 }
 

@@ -93,13 +93,10 @@ func newPods(t *testing.T) *pods {
 	p := &pods{t: t, dir: t.TempDir()}
 	p.set, p.container = statefulSet(t)
 	token, users := filepath.Join(p.dir, "token"), filepath.Join(p.dir, "nats.conf")
-	err := os.WriteFile(token, []byte(strings.Repeat("0123456789abcdef", 4)), 0o600)
-	if err == nil {
-		err = os.WriteFile(users, []byte("authorization { users: [ { user: app, password: secret } ] }\n"), 0o600)
-	}
-	if err != nil {
+	if err := os.WriteFile(token, []byte(strings.Repeat("0123456789abcdef", 4)), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	writeExampleUsers(t, users)
 	pairs := []string{"/etc/cantus/token", token, "/etc/cantus/nats.conf", users}
 	for i := range p.set.Spec.Replicas + 1 {
 		host := fmt.Sprintf("%s.%s-nodes:", p.name(i), p.set.Metadata.Name)
@@ -250,8 +247,8 @@ func (p *pods) await(nodes ...*node) {
 	}
 }
 
-// run runs a command as an operator or a client.
-func (p *pods) run(args ...string) {
+// run runs a command as a user of the example.
+func (p *pods) run(user string, args ...string) {
 	p.t.Helper()
 	var servers []string
 	for _, n := range p.nodes {
@@ -259,7 +256,7 @@ func (p *pods) run(args ...string) {
 			servers = append(servers, n.url)
 		}
 	}
-	args = append(args, "--server", strings.Join(servers, ","), "--user", "app", "--password", "secret")
+	args = append(append(args, "--server", strings.Join(servers, ",")), as(user)...)
 	if code, _, stderr := cantus(p.t, args...); code != 0 {
 		p.t.Fatalf("cantus %q: status %d, %s", args, code, stderr)
 	}
@@ -271,7 +268,7 @@ func (p *pods) append(payload string) {
 	if err := os.WriteFile(file, []byte(payload), 0o600); err != nil {
 		p.t.Fatal(err)
 	}
-	p.run("append", "0", file)
+	p.run("app", "append", "0", file)
 }
 
 // A pod that loses its volume, and one that comes later, are added as
@@ -291,15 +288,15 @@ func TestKubernetesAddsNodes(t *testing.T) {
 	if err := os.RemoveAll(p.volume(1)); err != nil {
 		t.Fatal(err)
 	}
-	p.run("cluster", "remove", "cantus-1", "--wait", "10m")
+	p.run("ops", "cluster", "remove", "cantus-1", "--wait", "10m")
 	p.startNew(1)
-	p.run("cluster", "add", "cantus-1", "--wait", "10m")
+	p.run("ops", "cluster", "add", "cantus-1", "--wait", "10m")
 	p.await(p.nodes[1])
 
 	p.startNew(3)
-	p.run("cluster", "add", "cantus-3", "--wait", "10m")
+	p.run("ops", "cluster", "add", "cantus-3", "--wait", "10m")
 	p.await(p.nodes[3])
-	p.run("cluster", "balance", "--wait", "10m")
+	p.run("ops", "cluster", "balance", "--wait", "10m")
 	p.append("again")
 }
 

@@ -112,6 +112,9 @@ func (r *release) debContents(binary, bill string) (files.Contents, error) {
 	} {
 		all = append(all, &files.Content{Source: f.from, Destination: f.to, FileInfo: &files.ContentFileInfo{Mode: f.mode}})
 	}
+	for _, f := range r.examples() {
+		all = append(all, &files.Content{Source: f.from, Destination: doc + f.name, FileInfo: &files.ContentFileInfo{Mode: 0o644}})
+	}
 	return append(all, &files.Content{
 		Source: filepath.Join(r.root, "deploy/debian/cantus.yaml"), Destination: "/etc/cantus/cantus.yaml",
 		Type: files.TypeConfigNoReplace, FileInfo: &files.ContentFileInfo{Mode: 0o644},

@@ -219,7 +219,22 @@ func (r *release) writeDocuments(ctx context.Context) error {
 	for _, name := range []string{"README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md", "subjects.md"} {
 		r.documents = append(r.documents, file{name, filepath.Join(r.root, name), 0o644})
 	}
+	r.documents = append(r.documents, r.examples()...)
 	return nil
+}
+
+// examples returns the files that an operator begins with.
+func (r *release) examples() (all []file) {
+	for _, e := range []struct{ name, from string }{
+		{"cantus.yaml", "debian/cantus.yaml"},
+		{"nats.conf", "nats/nats.conf"},
+		{"prometheus.yml", "prometheus/prometheus.yml"},
+		{"alerts.yml", "prometheus/alerts.yml"},
+		{"grafana.json", "grafana/cantus.json"},
+	} {
+		all = append(all, file{"examples/" + e.name, filepath.Join(r.root, "deploy", e.from), 0o644})
+	}
+	return all
 }
 
 func (r *release) writeDocument(name string, text []byte) error {

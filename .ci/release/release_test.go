@@ -176,6 +176,7 @@ func TestDeb(t *testing.T) {
 		for name, mode := range map[string]int64{
 			"/usr/bin/cantus": 0o755, "/etc/cantus/cantus.yaml": 0o644, "/lib/systemd/system/cantus.service": 0o644,
 			"/usr/share/man/man1/cantus.1.gz": 0o644, "/usr/share/bash-completion/completions/cantus": 0o644,
+			"/usr/share/doc/cantus/examples/nats.conf": 0o644, "/usr/share/doc/cantus/examples/alerts.yml": 0o644,
 			"control": 0o644, "conffiles": 0o644, "postinst": 0o755, "prerm": 0o755, "postrm": 0o755,
 		} {
 			if h := have[name]; h == nil || h.Mode&0o777 != mode {
