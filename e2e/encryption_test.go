@@ -117,15 +117,12 @@ func encrypt(t *testing.T, size int64) (e *encryption, rest []string) {
 	e = &encryption{recipe: security(t, "Data on disks"), disk: newRawDisk(t, size)}
 	t.Cleanup(func() { _ = exec.Command("cryptsetup", "close", "cantus").Run() })
 	mount := filepath.Join(e.s.dir, "cantus")
-	if err := os.Mkdir(mount, 0o700); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() { _ = exec.Command("umount", mount).Run() })
 	for i, line := range e.lines {
 		e.lines[i] = strings.ReplaceAll(line, "/dev/sdb", e.disk.device)
 	}
 	at := slices.IndexFunc(e.lines, func(line string) bool { return strings.HasPrefix(line, "cantus serve ") })
-	if at != 5 {
+	if at != 6 {
 		t.Fatalf("the page's commands are %q", e.lines)
 	}
 	e.follow(e.lines[:at]...)
@@ -293,7 +290,7 @@ func (e *encryption) reopen() {
 	mustShell(t, "for d in $(dmsetup ls | awk '/^cantus/ { print $1 }'); do dmsetup wipe_table --force --nolockfs --noflush $d; done")
 	e.node.kill()
 	mustShell(t, "umount "+mount+"; dmsetup remove_all --force")
-	e.follow(e.lines[2], e.lines[4])
+	e.follow(e.lines[2], e.lines[5])
 	if err := e.node.start(); err != nil {
 		t.Fatal(err)
 	}
@@ -332,7 +329,7 @@ func TestEncryptionSyncs(t *testing.T) {
 	powercut.Cut(t, mount)
 	e.node.kill()
 	mustShell(t, "umount "+mount+" && cryptsetup close cantus")
-	e.follow(e.lines[2], e.lines[4])
+	e.follow(e.lines[2], e.lines[5])
 	if err := e.node.start(); err != nil {
 		t.Fatal(err)
 	}
