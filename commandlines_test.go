@@ -38,6 +38,7 @@ var ranBy = []struct {
 	{page: "docs/security.md", lines: `^kill |^openssl `, file: "e2e/security_test.go", test: "renew"},
 	{page: "docs/security.md", file: "e2e/security_test.go", test: "follow"},
 	{page: "docs/guide.md", lines: `^cantus (?:cluster|serve|namespace)`, file: "e2e/docswalks_test.go", test: "olderCopySteps"},
+	{page: "docs/guide.md", lines: `^cantus read 0 --lock room`, file: "cmd/cantus/testdata/script/read.txtar", test: "cantus read 0 --lock room.12 --newest-first --max 5"},
 	{page: "docs/guide.md", lines: `^cantus bench `, not: "each takes two to four minutes: cmd/internal/bench has tests of its own"},
 	{page: "docs/page.md", lines: `^cantus `, file: "e2e/docswalks_test.go", test: "docs/page.md"},
 	{page: "docs/page.md", lines: `^ssh `, not: "it takes another machine"},

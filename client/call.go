@@ -117,18 +117,27 @@ func (r *call) wait(ctx context.Context, attempts int, err error) error {
 // the error of an answer, nil if the answer is good. partition is the one whose
 // leader answers, -1 if any node does.
 func (c *Client) call(ctx context.Context, partition int, subject string, body []byte, accept func(m *nats.Msg, attempt int) (err error, done bool)) error {
+	return c.retry(ctx, partition, func(ctx context.Context, attempt int) (error, bool) {
+		m, err := c.nc.RequestWithContext(ctx, subject, body)
+		if err != nil {
+			return err, false
+		}
+		return accept(m, attempt)
+	})
+}
+
+// retry calls try until it reports that it is done. try returns the error of an
+// answer, nil if the answer is good, or one of nats.go.
+func (c *Client) retry(ctx context.Context, partition int, try func(ctx context.Context, attempt int) (err error, done bool)) error {
 	r := c.newCall(partition)
 	defer r.done()
 	for attempts := 1; ; attempts++ {
 		attemptCtx, cancel := r.begin(ctx)
-		m, err := c.nc.RequestWithContext(attemptCtx, subject, body)
+		err, done := try(attemptCtx, attempts)
 		cancel()
-		done := false
 		switch {
-		case err == nil:
-			if err, done = accept(m, attempts); done {
-				return err
-			}
+		case done:
+			return err
 		case isClosed(err):
 			return fmt.Errorf("%w: %w", ErrClosed, err)
 		case errors.Is(err, nats.ErrNoResponders):
@@ -139,7 +148,7 @@ func (c *Client) call(ctx context.Context, partition int, subject string, body [
 			if missing := c.onNoResponders(partition); missing != nil {
 				return missing
 			}
-		case attemptCtx.Err() != nil:
+		case attemptCtx.Err() != nil && errors.Is(err, attemptCtx.Err()):
 			err = ErrNoAnswer
 		}
 		if ended := r.wait(ctx, attempts, err); ended != nil {

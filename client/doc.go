@@ -24,6 +24,8 @@
 //   - [Transactor] runs a function at a known high-water mark of a local
 //     [View], appends the transaction that it made, and runs it again after a
 //     conflict.
+//   - [Query] selects transactions by their kinds and locks, and
+//     [Client.Query] returns them with the mark of the state that they make.
 //   - [Cursor] is a position that is stored in the log itself.
 //
 // Package [github.com/cantuslog/cantus/client/sqlview] is a [View] in a SQL

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/subjects"
 )
 
 // exampleClient returns a client of the node at url.
@@ -188,6 +189,33 @@ func ExampleClient_All() {
 	// Output:
 	// 1 pay
 	// 3 pay
+}
+
+// A room is booked unless it is taken. The decision needs no local state: the
+// transactions of the room are read, and with them the mark that the write lock
+// is checked against.
+func ExampleClient_Query() {
+	c, done := exampleClient()
+	defer done()
+	ctx := context.Background()
+	book := func(who string) error {
+		room, err := c.Query(ctx, 0, client.Query{Items: []subjects.QueryItem{{Kinds: []string{"booked"}, Locks: []string{"room.12"}}}})
+		if err != nil {
+			return err
+		}
+		if len(room.Transactions) > 0 {
+			return fmt.Errorf("taken by %s", room.Transactions[0].Payload)
+		}
+		_, err = c.Append(ctx, &client.Request{
+			Kind: "booked", WriteLocks: []string{"room.12"}, HighWaterMark: room.HighWaterMark, Payload: []byte(who),
+		})
+		return err
+	}
+	fmt.Println(book("ann"))
+	fmt.Println(book("bob"))
+	// Output:
+	// <nil>
+	// taken by ann
 }
 
 func ExampleFollower_Progress() {

@@ -18,11 +18,17 @@ func (c *Client) Get(ctx context.Context, partition int, txid uint64) (*Transact
 }
 
 // LastWriter returns the newest transaction that recorded, as write or append
-// lock, a lock that overlaps this one. It returns [ErrNotFound] if nobody
-// recorded it, or so long ago that the partition has forgotten it. It retries
-// until ctx ends.
+// lock, a lock that overlaps this one. It returns [ErrNotFound] if no
+// transaction that is kept did. It retries until ctx ends.
 func (c *Client) LastWriter(ctx context.Context, partition int, lock string) (*Transaction, error) {
 	return c.get(ctx, partition, subjects.GetRequest{Lock: lock})
+}
+
+// ByID returns the newest transaction with a message id, however old it is: it
+// says what became of a [Request]. It returns [ErrNotFound] if no transaction
+// that is kept has the id. It retries until ctx ends.
+func (c *Client) ByID(ctx context.Context, partition int, id string) (*Transaction, error) {
+	return c.get(ctx, partition, subjects.GetRequest{MsgID: id})
 }
 
 func (c *Client) get(ctx context.Context, partition int, what subjects.GetRequest) (tx *Transaction, err error) {

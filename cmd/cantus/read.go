@@ -63,6 +63,7 @@ type reader struct {
 	next     uint64 // the first transaction not yet printed or filtered out; with --newest-first 0 for the newest
 	last     uint64 // where to stop; 0 for unknown or never
 	printed  int
+	trimmed  bool // the last request was refused for that
 	troubled bool // the last request failed, and that was reported
 	lost     int  // successive requests without a result because messages were lost
 
@@ -136,6 +137,9 @@ func (r *reader) step(ctx context.Context) (done bool, err error) {
 		err = r.conn.noLeader(ctx, int(r.cmd.Partition))
 	}
 	switch {
+	case r.cmd.NewestFirst && r.next != 0 && r.printed > 0 && r.trimmed:
+		r.p.note("transactions before %d were trimmed", r.next+1)
+		return true, nil
 	case err != nil && r.patient() && isTransient(err):
 		r.await(ctx, err)
 		return false, nil
@@ -226,6 +230,7 @@ func (r *reader) page(ctx context.Context) (from, mark uint64, err error) {
 				return 0, 0, e
 			}
 			err := readRefusal(e)
+			r.trimmed = e.Reason == subjects.Trimmed
 			if e.Reason == subjects.Trimmed && e.FirstTxid > 0 && !r.bulk {
 				err = failf(exitStatus(err), "%w; --from %d reads from there on", err, e.FirstTxid)
 			}
