@@ -18,7 +18,10 @@ import (
 // dir is a Bucket in a directory. The library for object stores has one too,
 // which does not sync what it writes, and lets two processes write the same new
 // object.
-type dir struct{ root string }
+type dir struct {
+	root  string
+	begun bool // a backup is there, and where it should be otherwise, nothing is written
+}
 
 // tempPrefix begins the names of files that are being written.
 const tempPrefix = ".tmp-"
@@ -32,7 +35,7 @@ func openDir(root string) (*dir, error) {
 	if isMissing(err) {
 		err = nil
 	}
-	return &dir{root}, err
+	return &dir{root: root}, err
 }
 
 // ownEntries match what a new backup may find in its directory: what one that
@@ -73,15 +76,10 @@ func (d *dir) path(name string) string { return filepath.Join(d.root, filepath.F
 func (d *dir) Put(_ context.Context, name string, data []byte, mustBeNew bool) (err error) {
 	path := d.path(name)
 	folder := filepath.Dir(path)
-	if _, err := os.Stat(d.root); isMissing(err) {
-		if err := os.MkdirAll(d.root, 0o777); err != nil {
-			return err
-		}
-		if err := syncDir(filepath.Dir(d.root)); err != nil {
-			return err
-		}
+	if err := d.makeRoot(); err != nil {
+		return err
 	}
-	if err := os.MkdirAll(folder, 0o777); err != nil {
+	if err := os.Mkdir(folder, 0o777); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	f, err := os.CreateTemp(folder, tempPrefix+"*")
@@ -102,6 +100,25 @@ func (d *dir) Put(_ context.Context, name string, data []byte, mustBeNew bool) (
 		return err
 	}
 	return errors.Join(syncDir(folder), syncDir(d.root))
+}
+
+// makeRoot makes the directory of a new backup. That of a backup that has begun
+// is not made again, nor filled: it was moved away, or what holds it is no
+// longer mounted.
+func (d *dir) makeRoot() error {
+	if d.begun {
+		if _, err := os.Stat(d.path(manifestPrefix)); err != nil {
+			return fmt.Errorf("the backup is no longer there: is what holds it still mounted? %w", err)
+		}
+		return nil
+	}
+	if _, err := os.Stat(d.root); !isMissing(err) {
+		return nil
+	}
+	if err := os.MkdirAll(d.root, 0o777); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(d.root))
 }
 
 // publish gives a file the name of a new one, and fails if there is one. Where

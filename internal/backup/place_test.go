@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -49,6 +50,58 @@ func TestABackupThatVanishes(t *testing.T) {
 		if m := mustRun(t, r, c).Manifest; m.Partitions[0].Last.Txid != c.logs[0].last.Txid {
 			t.Errorf("news %v: %+v", news, m)
 		}
+	}
+}
+
+// leaving is a source that calls leave when it has been asked for a partition's
+// state.
+type leaving struct {
+	source
+	leave func()
+}
+
+func (l leaving) State(ctx context.Context, partition int) (backup.State, error) {
+	defer l.leave()
+	return l.source.State(ctx, partition)
+}
+
+// A backup that goes away within a run is not begun anew in its place, where it
+// would keep the backup from coming back, or lie below what is mounted there.
+func TestABackupThatVanishesWithinARun(t *testing.T) {
+	for _, unmounted := range []bool{false, true} {
+		c := newCluster(2)
+		c.append(0, 3, 10)
+		place := filepath.Join(t.TempDir(), "backup")
+		r, err := backup.Open(t.Context(), place, backup.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		one := backup.RunOptions{Partitions: []int{0}}
+		if _, err := r.Run(t.Context(), source{c}, one); err != nil {
+			t.Fatal(err)
+		}
+		c.append(0, 3, 10)
+		c.append(1, 3, 10) // whose folder is new
+		goes := func() {
+			err := os.Rename(place, place+".away")
+			if err == nil && unmounted {
+				err = os.Mkdir(place, 0o777)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		result, err := r.Run(t.Context(), leaving{source{c}, sync.OnceFunc(goes)}, backup.RunOptions{})
+		if err == nil || !strings.Contains(err.Error(), "mounted") || result.Wrote {
+			t.Errorf("unmounted %v: %+v, %v", unmounted, result, err)
+		}
+		if err := os.Remove(place); err != nil && unmounted || err == nil && !unmounted {
+			t.Errorf("unmounted %v: something is in its place: %v", unmounted, err)
+		}
+		if err := os.Rename(place+".away", place); err != nil {
+			t.Fatal(err)
+		}
+		mustRun(t, r, c)
 	}
 }
 

@@ -177,8 +177,16 @@ func (r *Repository) current(ctx context.Context) (Manifest, error) {
 			return Manifest{}, err
 		}
 	}
-	r.newest = m
+	r.saw(m)
 	return *m, nil
+}
+
+// saw notes the newest manifest.
+func (r *Repository) saw(m *Manifest) {
+	r.newest = m
+	if d, is := r.bucket.(*dir); is && m.Generation > 0 {
+		d.begun = true
+	}
 }
 
 // sameBackup returns an error if o is a manifest of another backup. One from
@@ -241,7 +249,7 @@ func (r *Repository) write(ctx context.Context, m Manifest) error {
 	if err := r.bucket.Put(ctx, manifestName(m.Generation), b, true); err != nil {
 		return fmt.Errorf("write %s: %w", manifestName(m.Generation), err)
 	}
-	r.newest = &m
+	r.saw(&m)
 	if err := r.prune(ctx, append(all, m.Generation)); err != nil {
 		r.log.Warn("what the backup does not need any more is not deleted; a later run does so", "err", err)
 	}
