@@ -111,8 +111,10 @@ func TestAllIsKnownToBeCommittedInAnIdleCluster(t *testing.T) {
 // A name that the cluster had before an earlier recovery is refused, also in
 // the directory of a node that has joined since, here as a standby.
 func TestANameFromBeforeAnEarlierRecoveryIsRefused(t *testing.T) {
-	c := openNodes(t, 2, broker.Options{Partitions: 1})
+	c := openNodes(t, 2, broker.Options{Partitions: 2})
 	c.awaitPlaced("n1")
+	setNamespace(t, c.conn("n1"), `{"name":"orders","partitions":[1],"limits":{"kept":1000000}}`)
+	askNamespace(t, c.conn("n1"), "cantus.ns.orders.append.0", "x")
 	c.stop("n1")
 	c.stop("n2")
 	r := openRecovery(t, c.dirs["n1"])
@@ -122,6 +124,10 @@ func TestANameFromBeforeAnEarlierRecoveryIsRefused(t *testing.T) {
 	}
 	c.change = func(_ string, o *broker.Options) { o.Cluster = "again" }
 	c.start("n1")
+	askNamespace(t, c.conn("n1"), "cantus.ns.orders.append.0", "y") // it is kept, with its limits
+	if i := info(t, c.conn("n1"), 1); i.HighWaterMark != 2 || i.Limits == nil || i.Limits.Kept != 1000000 {
+		t.Errorf("%+v", i)
+	}
 	c.prepare("n3")
 	joined := make(chan error)
 	go func() { joined <- c.tryStart("n3") }()
