@@ -40,7 +40,7 @@ func (r *replica) run(ctx context.Context) {
 				r.logEnded(slog.LevelInfo, endedBecause(ctx, err))
 				continue
 			}
-			r.logEnded(endedLevel(err, r.transferring), err.Error())
+			r.logEnded(endedLevel(err, r.transferring), endedBecause(ctx, err))
 			select {
 			case <-ctx.Done():
 			case <-time.After(leadPause):
@@ -63,10 +63,13 @@ func awaitLoss(ctx context.Context, changes <-chan bool, leads func() bool) bool
 	return true
 }
 
-// endedBecause returns why leadership was given up.
+// endedBecause returns why leadership has ended, as text for people.
 func endedBecause(ctx context.Context, err error) string {
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return "the node stops, or gives its replica up"
+	case errors.Is(err, raftstore.ErrNotLeader):
+		return "no majority answers any more, or another node leads"
 	}
 	return err.Error()
 }

@@ -252,7 +252,7 @@ func (m *meta) run(ctx context.Context) {
 		for m.group.Leading() && ctx.Err() == nil {
 			m.transferred = false
 			if err := m.lead(ctx); err != nil && ctx.Err() == nil {
-				m.log.Log(ctx, endedLevel(err, m.transferred), "leading the facts ended", "because", err)
+				m.log.Log(ctx, endedLevel(err, m.transferred), "leading the facts ended", "because", endedBecause(ctx, err))
 				select {
 				case <-ctx.Done():
 				case <-time.After(leadPause):

@@ -113,6 +113,7 @@ func (c *serveCmd) Run(ctx context.Context, p *program, parsed *kong.Context) er
 	var level slog.LevelVar
 	setLevel(&level, c.LogLevel)
 	opts.Logger = newLogger(p.errOut, &level, c.LogFormat)
+	opts.Logger.Info("starting", "version", opts.Version, "node", opts.Name, "data", c.Data)
 	for _, text := range c.readable() {
 		opts.Logger.Warn(text)
 	}
@@ -279,7 +280,12 @@ func readyLine(nats, http string) string {
 }
 
 func newLogger(w io.Writer, level slog.Leveler, format string) *slog.Logger {
-	opts := slog.HandlerOptions{Level: level}
+	opts := slog.HandlerOptions{Level: level, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == "not_logged_before" && a.Value.String() == "0" {
+			return slog.Attr{} // nothing is left out: not worth a word
+		}
+		return a
+	}}
 	if format == "json" {
 		return slog.New(slog.NewJSONHandler(w, &opts))
 	}

@@ -70,6 +70,9 @@ func (c *upgradeCheckCmd) Run(ctx context.Context, p *program) error {
 
 func (c *upgradeCheckCmd) check(ctx context.Context, l *natsConn) (restart, error) {
 	s, err := l.survey(ctx, moment{})
+	if err == nil {
+		err = l.checkWhole(s.cluster)
+	}
 	if err != nil {
 		return restart{}, err
 	}

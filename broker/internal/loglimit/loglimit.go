@@ -123,10 +123,16 @@ type burst struct {
 const burstTime = time.Second
 
 // Add adds an event of a kind. It is logged by one, which is called at once or
-// later, or together with others by many.
+// later, or together with others by many. An event of another kind and the same
+// number that came before it is logged before it.
 func (b *Burst) Add(kind string, number int, one func(), many func([]int)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	for _, other := range slices.Sorted(maps.Keys(b.all)) {
+		if other != kind && slices.Contains(b.all[other].numbers, number) {
+			b.all[other].log()
+		}
+	}
 	q := b.all[kind]
 	if q == nil {
 		one()
@@ -153,6 +159,11 @@ func (b *Burst) flush(kind string) {
 	}
 	q.timer.Stop()
 	delete(b.all, kind)
+	q.log()
+}
+
+// log logs what was gathered.
+func (q *burst) log() {
 	switch len(q.numbers) {
 	case 0:
 	case 1:
@@ -161,6 +172,7 @@ func (b *Burst) flush(kind string) {
 		slices.Sort(q.numbers)
 		q.many(slices.Compact(q.numbers))
 	}
+	q.numbers = nil
 }
 
 // Flush logs what was gathered.

@@ -63,6 +63,24 @@ func TestABurstIsTwoLines(t *testing.T) {
 	}
 }
 
+// What happens to one partition is logged in its order, so that the last line
+// about it is how it is.
+func TestABurstKeepsTheOrderOfAPartition(t *testing.T) {
+	var b Burst
+	var lines []string
+	for _, event := range []struct {
+		kind   string
+		number int
+	}{{"leading", 0}, {"leading", 1}, {"leading", 2}, {"ended", 1}, {"ended", 0}, {"leading", 0}} {
+		b.Add(event.kind, event.number, func() { lines = append(lines, fmt.Sprint(event.kind, " ", event.number)) },
+			func(all []int) { lines = append(lines, fmt.Sprint(event.kind, " ", all)) })
+	}
+	b.Flush()
+	if got, want := strings.Join(lines, "; "), "leading 0; leading [1 2]; ended 1; ended 0; leading 0"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 func TestABurstEndsByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b Burst
