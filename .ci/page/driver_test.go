@@ -105,6 +105,7 @@ type browser struct {
 	wrong  []string
 	asked  []string // addresses of requests
 	expect int      // failed requests that a test expects
+	any    bool     // from now on, any number of them
 }
 
 // browse opens a browser at a node's page.
@@ -140,8 +141,8 @@ func (b *browser) hear(event any) {
 			b.wrong = append(b.wrong, fmt.Sprintf("console: %s", e.Args[0].Value))
 		}
 	case *log.EventEntryAdded:
-		if e.Entry.Source == log.SourceNetwork && b.expect > 0 {
-			b.expect--
+		if e.Entry.Source == log.SourceNetwork && (b.any || b.expect > 0) {
+			b.expect = max(0, b.expect-1)
 			return
 		}
 		if e.Entry.Level == log.LevelError || e.Entry.Level == log.LevelWarning {
@@ -152,12 +153,16 @@ func (b *browser) hear(event any) {
 	}
 }
 
-// check reports what was wrong: errors, and requests to anywhere else.
+// check reports what was wrong: errors, requests to anywhere else, and an error
+// that did not come, which would hide another one.
 func (b *browser) check() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, text := range b.wrong {
 		b.t.Error("in the browser:", text)
+	}
+	if b.expect > 0 {
+		b.t.Errorf("%d requests did not fail, and should have", b.expect)
 	}
 	if len(b.asked) < 5 {
 		b.t.Errorf("the browser asked for %d things: the test would see little", len(b.asked))
@@ -175,6 +180,13 @@ func (b *browser) expecting(n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.expect += n
+}
+
+// expectingAny lets all requests from now on fail.
+func (b *browser) expectingAny() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.any = true
 }
 
 // run runs a part of a test.

@@ -239,6 +239,7 @@ func (v *assessment) lookAtReplicas(s survey) {
 			}
 		}
 		switch g := v.groupOf(p, replicas); {
+		case g.spare() < 0 && answer.info.StorageFull != "": // that is why, and is said already
 		case len(g.caughtUp) == 0:
 			unknown = append(unknown, p)
 		case g.spare() < 0:

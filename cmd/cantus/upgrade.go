@@ -196,11 +196,12 @@ func unfit(s *subjects.ClusterStatus) (why []string) {
 	return why
 }
 
-// lagging says which replicas have not caught up, of the nodes that are there.
+// lagging says which replicas have not caught up, of the nodes that are there
+// and have room on their disks: without room they can't.
 func lagging(s *subjects.ClusterStatus) (why []string) {
 	alive := map[string]bool{}
 	for _, n := range s.Nodes {
-		alive[n.Name] = n.Alive
+		alive[n.Name] = n.Alive && !n.StorageFull
 	}
 	behind := map[string][]int{} // partitions by node
 	for _, p := range s.Partitions {
