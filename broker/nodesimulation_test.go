@@ -649,8 +649,8 @@ func (s *nodeSim) unequal() (why string) {
 }
 
 // incomplete returns why no disk may be lost now, "" if one may: every node has
-// its own, and every replica is there. The other replicas may lose their leader
-// or their power meanwhile.
+// its own, and every replica is there and votes. The other replicas may lose
+// their leader or their power meanwhile.
 func (s *nodeSim) incomplete() string {
 	s.mu.Lock()
 	lost := len(s.lost)
@@ -661,6 +661,22 @@ func (s *nodeSim) incomplete() string {
 		return "a node is to be replaced"
 	case s.unready() != "":
 		return s.unready()
+	}
+	votes := map[int]int{} // of the partitions that have a leader
+	s.replicas(func(_ *Node, r *replica) {
+		if !r.group.Leading() {
+			return
+		}
+		for _, other := range r.group.Status().Replicas {
+			if other.Voter {
+				votes[r.id]++
+			}
+		}
+	})
+	for p := range nodeSimPartitions {
+		if votes[p] != 3 {
+			return fmt.Sprintf("partition %d has %d votes", p, votes[p])
+		}
 	}
 	return ""
 }

@@ -40,6 +40,8 @@ const (
 	dataSimLength  = 8 * time.Second
 	dataSimSpacing = 500 * time.Millisecond
 	dataSimClients = 6
+	dataSimPause   = 30 * time.Millisecond   // of a client between two messages, at most
+	dataSimQuiet   = 700 * time.Millisecond  // the same in a quiet run
 	dataSimWindow  = 6 * time.Second         // of message ids
 	dataSimGiveUp  = 2500 * time.Millisecond // after this long a message is not sent again
 )
@@ -93,14 +95,27 @@ func (s *dataSim) Summary() string {
 		j.sent, j.acked, j.duplicates, j.conflicts, j.abandoned, len(j.log), j.trimmed())
 }
 
+// quiet reports whether little is sent in this run: a leader that was replaced
+// has nothing in flight then, and decides at once on what still reaches it.
+func (s *dataSim) quiet() bool { return s.seed%3 == 0 }
+
 func (s *dataSim) Run(ctx context.Context, schedule sim.Schedule) {
 	s.began = time.Now()
 	s.cluster.Start(ctx)
 	clients, stop := context.WithCancel(ctx)
 	var running sync.WaitGroup
-	for i := range 2 + s.seed%(dataSimClients-1) { // few leave room for what is decided at once
+	few := 2 + s.seed%(dataSimClients-1) // few leave room for what is decided at once
+	pause := dataSimPause
+	if s.quiet() {
+		few, pause = 2, dataSimQuiet
+	}
+	for i := range few {
 		c := &dataClient{s: s, id: int(i), rng: rand.New(rand.NewPCG(s.seed, 2000+i))}
-		running.Go(func() { c.run(clients) })
+		running.Go(func() { c.run(clients, pause) })
+	}
+	for i := range s.cluster.Nodes {
+		c := &dataClient{s: s, id: dataSimClients + i, node: i, rng: rand.New(rand.NewPCG(s.seed, 3000+uint64(i)))}
+		running.Go(func() { c.runLate(clients) })
 	}
 	running.Go(func() { s.trim(clients) })
 	s.cluster.Run(ctx, schedule)
@@ -373,6 +388,7 @@ type dataClient struct {
 // dataRequest is a message and what its client knows of it. The judge's mu
 // guards it.
 type dataRequest struct {
+	first   bool // it expects to be the first transaction
 	id      string
 	begun   int
 	ended   int
@@ -388,11 +404,38 @@ type dataLock struct {
 	name string
 }
 
-func (c *dataClient) run(ctx context.Context) {
+func (c *dataClient) run(ctx context.Context, pause time.Duration) {
 	for ctx.Err() == nil {
 		c.transact(c.request())
-		time.Sleep(time.Duration(c.rng.Int64N(int64(30 * time.Millisecond))))
+		time.Sleep(time.Duration(c.rng.Int64N(int64(pause))))
 	}
+}
+
+// runLate sends messages that come too late to a node while that believes that
+// it leads: they expect an empty log, and their mark is the newest transaction
+// that any client knows. So they are refused, and never in flight.
+func (c *dataClient) runLate(ctx context.Context) {
+	for ctx.Err() == nil {
+		time.Sleep(time.Duration(c.rng.Int64N(int64(40 * time.Millisecond))))
+		r := &dataRequest{first: true, mark: c.s.judge.newest()}
+		if r.mark == 0 || !c.leads() {
+			continue
+		}
+		c.seq++
+		r.id = fmt.Sprintf("late%d-%d", c.node, c.seq)
+		c.s.judge.begin(r)
+		if reply, answered := c.send(r); answered && final(reply) {
+			c.s.judge.end(r, reply)
+		} else {
+			c.s.judge.abandon()
+		}
+	}
+}
+
+// leads reports whether the client's node believes that it leads.
+func (c *dataClient) leads() bool {
+	n := c.s.node(c.s.cluster.Nodes[c.node].Name)
+	return n != nil && n.p.group.Leading()
 }
 
 // request makes a message: some locks of few names, and sometimes an old mark.
@@ -422,6 +465,9 @@ func (r *dataRequest) header() []byte {
 	block := subjects.AppendBlockStart(nil)
 	block = subjects.AppendField(block, subjects.HeaderMsgID, r.id)
 	block = subjects.AppendField(block, subjects.HeaderHighWaterMark, strconv.FormatUint(r.mark, 10))
+	if r.first {
+		block = subjects.AppendField(block, subjects.HeaderExpectedLast, "0")
+	}
 	for _, l := range r.locks {
 		block = subjects.AppendField(block, dataLockHeaders[l.mode], l.name)
 	}
@@ -431,7 +477,7 @@ func (r *dataRequest) header() []byte {
 // transact sends a message until its outcome is known.
 func (c *dataClient) transact(r *dataRequest) {
 	c.s.judge.begin(r)
-	if c.rng.IntN(6) == 0 {
+	if c.rng.IntN(6) == 0 || c.s.quiet() {
 		c.node = c.rng.IntN(3) // one that led before may still believe that it does
 	}
 	for began := time.Now(); time.Since(began) < dataSimGiveUp; {
@@ -663,6 +709,7 @@ func (j *dataJudge) judgeReply(r *dataRequest) {
 		for _, c := range e.Conflicts {
 			j.judgeConflict(r, c)
 		}
+	case e.Reason == subjects.WrongLast && r.first && r.mark > 0:
 	default: // every mark was read from a reply, so "ahead" means a loss
 		j.cluster.Fail("%s was refused: %v", r.id, e)
 	}

@@ -625,7 +625,7 @@ func (j *simJudge) checkOrder() {
 		}
 	}
 	last := uint64(0)
-	for index := uint64(1); index <= j.maxIndex(); index++ {
+	for index, end := uint64(1), j.maxIndex(); index <= end; index++ {
 		if e, ok := j.log[index]; ok {
 			if e.term < last {
 				j.cluster.Fail("entry %d has term %d, one before it has term %d", index, e.term, last)

@@ -216,6 +216,8 @@ func (c *Cluster) inject(ctx context.Context, f Fault) {
 		n.setClock(f.For - MaxSkew)
 	case Freeze:
 		c.freeze(ctx, n, f)
+	case Lag:
+		c.running.Go(func() { c.lag(ctx, n, f.For) })
 	case Reset:
 		c.Net.Reset(n.Name, to.Name)
 	case SlowLink:
@@ -259,6 +261,39 @@ func (c *Cluster) freeze(ctx context.Context, n *Node, f Fault) {
 	}
 	c.later(ctx, min(unheard, f.For), func() { c.isolate(n, true) })
 	c.later(ctx, f.For, func() { c.isolate(n, false) })
+}
+
+// lagStep is by how much messages are later than those that were sent as long
+// before.
+const lagStep = 50 * time.Millisecond
+
+// lag is what a queue that fills up at a node's link does, and then a link that
+// is cut in the other direction: while the others choose another leader, the
+// node still hears how they followed it.
+func (c *Cluster) lag(ctx context.Context, n *Node, most time.Duration) {
+	each := func(do func(other string)) {
+		for _, other := range c.Nodes {
+			if other != n {
+				do(other.Name)
+			}
+		}
+	}
+	pause := func(d time.Duration) {
+		select {
+		case <-ctx.Done():
+		case <-time.After(d):
+		}
+	}
+	for late := lagStep; late < most; late += lagStep {
+		each(func(other string) { c.Net.Delay(other, n.Name, late) })
+		pause(lagStep)
+	}
+	each(func(other string) { c.Net.Block(n.Name, other) })
+	pause(most)
+	each(func(other string) {
+		c.Net.Unblock(n.Name, other)
+		c.Net.Delay(other, n.Name, 0)
+	})
 }
 
 func (c *Cluster) isolate(n *Node, blocked bool) {

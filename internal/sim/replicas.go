@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cantuslog/cantus/internal/simnet"
@@ -122,6 +123,11 @@ func (r *Replicas) Process(ctx context.Context, n *Node) (err error) {
 		FreeSpace: func(string) (int64, error) { return 1 << 40, nil },
 		Logger:    n.cluster.logger(n.Name),
 	})
+	if errors.Is(err, syscall.EIO) { // of a disk that fails while it is opened
+		n.cluster.Note("%s: %v", n.Name, err)
+		n.Restart()
+		return nil
+	}
 	if err != nil {
 		return err
 	}

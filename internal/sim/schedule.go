@@ -28,6 +28,7 @@ const (
 	Stall     Kind = "stall"      // a machine: no sync ends and no message arrives
 	Clock     Kind = "clock"      // of a machine: it jumps
 	Freeze    Kind = "freeze"     // a stall during which leaders don't notice that their lease has ended
+	Lag       Kind = "lag"        // what a node is sent arrives later and later, and then what it sends does not arrive
 )
 
 // The operations, which are up to the [App].
@@ -48,9 +49,11 @@ const Leader = "leader"
 type Fault struct {
 	At   time.Duration // since the beginning
 	Kind Kind
-	Node string        // a name or Leader; "" for Blackout
-	To   string        // the other node of Block, Reset and SlowLink, else ""
-	For  time.Duration // of Clock: how far it is then ahead of one that is MaxSkew behind
+	Node string // a name or Leader; "" for Blackout
+	To   string // the other node of Block, Reset and SlowLink, else ""
+	// For is of Clock how far it is then ahead of one that is MaxSkew behind, and
+	// of Lag how late messages are in the end: it lasts twice as long.
+	For time.Duration
 }
 
 // MaxSkew is how far a node's clock is ahead or behind at most.
@@ -138,13 +141,13 @@ type Weights map[Kind]int
 // ReplicaWeights are those of simulations that have one replica on each node.
 var ReplicaWeights = Weights{
 	PowerCut: 6, Blackout: 2, KillNode: 3, Block: 6, Partition: 5, Reset: 3, SlowLink: 3, SlowDisk: 5, Transfer: 6, Trim: 4,
-	FailDisk: 2, TornWrite: 1, Stall: 2, Freeze: 5, Clock: 3, Rebuild: 3, Restart: 3,
+	FailDisk: 2, TornWrite: 1, Stall: 2, Freeze: 5, Lag: 4, Clock: 3, Rebuild: 3, Restart: 3,
 }
 
 // AllWeights are those of simulations of whole nodes. They have every kind.
 var AllWeights = Weights{
 	PowerCut: 6, Blackout: 2, KillNode: 3, Block: 6, Partition: 5, Reset: 3, SlowLink: 3, SlowDisk: 5, Transfer: 6, Trim: 4,
-	FailDisk: 2, TornWrite: 1, Stall: 2, Freeze: 4, Clock: 3, Rollback: 1, Move: 4, Rebuild: 2, Replace: 1, Restart: 3,
+	FailDisk: 2, TornWrite: 1, Stall: 2, Freeze: 4, Lag: 3, Clock: 3, Rollback: 1, Move: 4, Rebuild: 2, Replace: 1, Restart: 3,
 }
 
 // NewSchedule returns a schedule of faults within a time, on average one each
@@ -223,8 +226,8 @@ func newFault(rng *rand.Rand, at time.Duration, kind Kind, nodes []string) Fault
 		f.To = nodes[b]
 	case Clock:
 		f.For = between(rng, time.Millisecond, 2*MaxSkew)
-	case Freeze:
-		f.For = between(rng, 700*time.Millisecond, 1200*time.Millisecond)
+	case Freeze, Lag:
+		f.For = between(rng, 700*time.Millisecond, 2*time.Second)
 	case Partition, SlowDisk, Stall:
 		f.For = between(rng, 50*time.Millisecond, 3*time.Second)
 	}
