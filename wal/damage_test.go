@@ -252,19 +252,31 @@ func TestJournalThatEndsBeforeBadgerIsDamage(t *testing.T) {
 	}
 }
 
-// An old checkpoint does not make the log short.
+// An old checkpoint does not make the log short, and is named.
 func TestOldCheckpointIsDamage(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
+	const name = "checkpoint.json"
+	dir, crashed := t.TempDir(), t.TempDir()
 	s := openStore(t, dir, small())
-	path := filepath.Join(dir, "checkpoint.json")
-	old, err := os.ReadFile(path)
+	old, err := os.ReadFile(filepath.Join(dir, name))
 	var acked tally
-	if err := errors.Join(err, acked.run(s.Log(0), 10), s.Close(), os.WriteFile(path, old, 0o600)); err != nil {
+	if err := errors.Join(err, acked.run(s.Log(0), 10), s.Checkpoint(), acked.run(s.Log(0), 10)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := wal.Open(dir, small()); !errors.Is(err, wal.ErrDamaged) {
-		t.Fatalf("open: %v", err)
+	copyOpen(t, s, crashed)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{crashed, dir} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, old, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := wal.Open(dir, small())
+		if !errors.Is(err, wal.ErrDamaged) {
+			t.Fatalf("open: %v", err)
+		}
+		mustName(t, err, path)
 	}
 }
 

@@ -38,7 +38,10 @@ func (s *Store) replay(saved checkpointFile) error {
 		return fromJournal(err)
 	}
 	seq := s.journal.Seq()
-	if seq != s.logsSeq {
+	if seq > s.logsSeq {
+		return s.oldCheckpoint(fmt.Sprintf("the journal ends at frame %d", seq))
+	}
+	if seq < s.logsSeq {
 		return fmt.Errorf("%w: the journal in %s ends at frame %d, the logs at %d", ErrDamaged, s.journal.LastSegment(), seq, s.logsSeq)
 	}
 	if applied > seq {
@@ -55,6 +58,13 @@ func (s *Store) replay(saved checkpointFile) error {
 	defer s.applier.mu.Unlock()
 	s.applier.applied = seq
 	return nil
+}
+
+// oldCheckpoint returns the error of a journal that has released frames which
+// the checkpoint lacks.
+func (s *Store) oldCheckpoint(but string) error {
+	return fmt.Errorf("%w: %s ends at frame %d, and %s: it is an older copy of itself, or the journal in %s is another one",
+		ErrDamaged, filepath.Join(s.dir, checkpointName), s.logsSeq, but, filepath.Join(s.dir, journalDir))
 }
 
 // roomToReplay returns ErrNoSpace unless there is the space to apply the
@@ -112,7 +122,7 @@ func (r *replayer) frame(seq uint64, ops []journal.Op) error {
 	const atOnce = 4 << 20
 	s := r.store
 	if seq > s.logsSeq+1 {
-		return fmt.Errorf("%w: the journal begins at frame %d, the checkpoint ends at %d", ErrDamaged, seq, s.logsSeq)
+		return s.oldCheckpoint(fmt.Sprintf("the journal begins at frame %d", seq))
 	}
 	if err := checkOps(ops); err != nil {
 		return fmt.Errorf("%w: frame %d of the journal: %w", ErrDamaged, seq, err)
