@@ -338,11 +338,20 @@ authorization { users: [
 	b.until("the transaction", row(0, 1)+"?.innerText.includes('hidden payload')")
 	b.until("that conflicts are not for this user", "document.querySelector('#notices').innerText.includes('no conflicts are shown')")
 	b.until("the user", "document.querySelector('#viewer').innerText === 'as user report'")
-	if eval[bool](b, "document.cookie !== '' || localStorage.length > 0 || location.href.includes('secret')") {
+	if eval[bool](b, "document.cookie !== '' || localStorage.length > 0 || location.href.includes('secret') || document.querySelector('#login [name=password]').value !== ''") {
 		t.Error("the login is kept where others find it")
 	}
 	b.do(chromedp.Reload())
 	b.until("the transaction after a reload", row(0, 1))
+	token := eval[string](b, "sessionStorage.getItem('cantus-page-token')")
 	b.do(chromedp.Click("#logout"))
 	b.until("the login", "!document.querySelector('#login').hidden && document.querySelector('#reading').hidden && !document.querySelector('#rows').innerText")
+	b.until("that the login is forgotten", "!sessionStorage.getItem('cantus-page-token')")
+	b.expecting(1)
+	b.do(chromedp.Evaluate(fmt.Sprintf(
+		"fetch('/page/transaction?partition=0&txid=1', {headers: {'Cantus-Page': '1', Authorization: 'Bearer ' + %q}}).then((r) => { window.answered = r.status; })", token), nil))
+	b.until("an answer to the login that has ended", "window.answered")
+	if status := eval[int](b, "window.answered"); status != 401 {
+		t.Errorf("after the logout, its token is answered with status %d", status)
+	}
 }
