@@ -127,7 +127,7 @@ func toMerge(runs []*run) []*run {
 // index or of another one that shares the budget.
 func (x *Index) startMerge() {
 	from := slices.Clone(toMerge(x.runs))
-	if x.merged != nil || len(from) == 0 {
+	if x.merged != nil || len(from) == 0 || x.closing {
 		return
 	}
 	select {
@@ -200,16 +200,13 @@ func (x *Index) trim(first uint64) {
 
 // Close waits for a merge, and flushes what is in memory.
 func (x *Index) Close() error {
+	x.closing = true
 	if x.merged != nil {
 		r := <-x.merged
 		x.merged = nil
 		x.replace(r)
 	}
 	err := x.Flush()
-	if x.merged != nil {
-		x.replace(<-x.merged)
-		x.merged = nil
-	}
 	x.budget.used.Add(-x.counted)
 	x.counted = 0
 	x.budget.indexes.Add(-1)

@@ -83,6 +83,7 @@ type Index struct {
 	counted int64 // of the tail, in the budget
 	stamp   uint64
 	merged  chan mergeResult // not nil while runs are merged
+	closing bool
 }
 
 // view is the state of an index at one moment. It never changes.
@@ -117,6 +118,9 @@ func Open(dir string, o Options) (*Index, error) {
 		return nil, err
 	}
 	x.budget.indexes.Add(1)
+	if len(found) > 0 {
+		x.hasher.seed = found[0].seed
+	}
 	x.chain(found)
 	x.show()
 	return x, nil
@@ -162,12 +166,9 @@ func (x *Index) chain(found []*run) {
 	x.runs, x.later = nil, nil
 	var end uint64
 	for _, s := range found {
-		if len(x.runs) > 0 && s.first <= end || len(x.runs) > 0 && s.seed != x.hasher.seed {
+		if len(x.runs) > 0 && s.first <= end || s.seed != x.hasher.seed {
 			x.remove(s)
 			continue
-		}
-		if len(x.runs) == 0 {
-			x.hasher.seed = s.seed
 		}
 		if len(x.later) > 0 || len(x.runs) > 0 && s.first != end+1 {
 			x.later = append(x.later, s)

@@ -247,7 +247,7 @@ func (w *twin) step() {
 // Whatever happens to an index, it finds what a look at each transaction finds.
 func TestIndexTwin(t *testing.T) {
 	t.Parallel()
-	for seed := range testkit.Sized(10, 60, 3000) {
+	for seed := range testkit.Sized(10, 40, 3000) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			w := &twin{t: t, r: rand.New(rand.NewPCG(uint64(seed), 18)), dir: t.TempDir(), first: 1}
 			w.open()

@@ -1,0 +1,79 @@
+package nameindex
+
+import (
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/cantuslog/cantus/internal/testkit"
+)
+
+// Searches meet runs that are written, merged and removed meanwhile. Each finds
+// all that the index had when it began, or says that a part is missing.
+func TestSearchesBesideChanges(t *testing.T) {
+	t.Parallel()
+	x, err := Open(t.TempDir(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Begin(1)
+	odd := x.Keys().Kind("odd")
+	r := rand.New(rand.NewPCG(3, 4))
+	stop := make(chan struct{})
+	var searching sync.WaitGroup
+	for range 3 {
+		searching.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				first, last := x.Covers()
+				want := first | 1
+				for n, err := range x.Search([]Item{{{odd}}}, Range{From: first, To: last}) {
+					if errors.Is(err, ErrNotCovered) {
+						want = last + 1
+						break
+					}
+					if err != nil || n != want {
+						t.Errorf("found %d, and not %d: %v", n, want, err)
+						return
+					}
+					want += 2
+				}
+				if want <= last {
+					t.Errorf("the search ends before %d of %d", want, last)
+				}
+			}
+		})
+	}
+	for x.Next() < testkit.Sized[uint64](5_000, 20_000, 1_000_000) {
+		n := x.Next()
+		var keys []Key
+		if n%2 == 1 {
+			keys = append(keys, odd)
+		}
+		x.Add(n, keys...)
+		if r.IntN(100) > 0 {
+			continue
+		}
+		if err := x.Publish(n); err != nil {
+			t.Fatal(err)
+		}
+		if r.IntN(3) == 0 {
+			if err := x.Flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if first, last := x.Covers(); r.IntN(200) == 0 && first <= last {
+			x.Drop(first + r.Uint64N(last-first+1))
+		}
+	}
+	close(stop)
+	searching.Wait()
+	if err := x.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
