@@ -72,6 +72,29 @@ func TestContainerfile(t *testing.T) {
 	}
 }
 
+// The build has the go.mod of every module that the program's go.mod has in a
+// folder before it fetches the others: without one of them it fails.
+func TestContainerModules(t *testing.T) {
+	mod, err := os.ReadFile("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(containerfile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, _, found := strings.Cut(string(text), "\nRUN go mod download\n")
+	folders := regexp.MustCompile(`(?m)=> \./(\S+)$`).FindAllStringSubmatch(string(mod), -1)
+	if !found || len(folders) < 2 {
+		t.Fatalf("%s does not fetch modules, or go.mod replaces %v", containerfile, folders)
+	}
+	for _, folder := range folders {
+		if !regexp.MustCompile(`(?m)^COPY ` + folder[1] + `/go\.mod .*` + folder[1] + `/$`).MatchString(before) {
+			t.Errorf("%s does not copy %s/go.mod before it fetches modules", containerfile, folder[1])
+		}
+	}
+}
+
 // The build gets every folder that the program is made of.
 func TestContainerContext(t *testing.T) {
 	ignore, err := os.ReadFile(containerfile + ".dockerignore")
