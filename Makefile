@@ -140,8 +140,8 @@ configuration: ## the tables of docs/configuration.md from the flags of cantus s
 # What is installed.
 .PHONY: release reproducible debian kubernetes
 
-release: ## archives, Debian packages, the Helm chart, bills of materials and checksums in DIST (default dist), of a tag or as a snapshot
-	cd .ci/release && $(GO) run . -out $(abspath $(or $(DIST),dist)) -targets $(or $(TARGETS),linux/amd64,linux/arm64,darwin/amd64,darwin/arm64,windows/amd64,windows/arm64)
+release: ## archives, Debian packages, the Helm chart, bills of materials and checksums in DIST (default dist), of a tag or as a snapshot (TARGETS=linux/amd64,…)
+	cd .ci/release && $(GO) run . -out $(abspath $(or $(DIST),dist)) $(if $(TARGETS),-targets $(TARGETS))
 
 reproducible: ## two releases of what is committed, in different directories and with different caches, are the same (TARGETS=linux/amd64,…)
 	./.ci/reproducible $(or $(TARGETS),linux/amd64)

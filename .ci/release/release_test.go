@@ -4,12 +4,14 @@ import (
 	"archive/tar"
 	"archive/zip"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -37,6 +39,16 @@ func TestVersions(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%q, changed %v: %s, want %s", c.tag, c.changed, got, c.want)
+		}
+	}
+}
+
+// make release makes all targets, unless it is told otherwise.
+func TestMakeRelease(t *testing.T) {
+	for given, want := range map[string]string{"": "", "TARGETS=linux/arm64,darwin/arm64": " -targets linux/arm64,darwin/arm64"} {
+		out, err := exec.CommandContext(t.Context(), "make", "-C", "../..", "--no-print-directory", "-n", "release", "DIST=/dist", "GO=go", cmp.Or(given, "TARGETS=")).CombinedOutput()
+		if got := strings.TrimSpace(string(out)); err != nil || got != "cd .ci/release && go run . -out /dist"+want {
+			t.Errorf("%s: %v, %s", given, err, got)
 		}
 	}
 }
