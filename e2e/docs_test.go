@@ -150,6 +150,9 @@ func (w *pageWalk) follow(text string, l commandlines.Line) {
 		w.goOn(l.Text, line, s.goesOn)
 	default:
 		out, status := w.type_(line, s.input)
+		for end := time.Now().Add(patience); status == tryAgain && status != s.status && time.Now().Before(end); {
+			out, status = w.type_(line, s.input) // a leader may be changing
+		}
 		if status != s.status {
 			w.t.Fatalf("%s:%d: %s: status %d, want %d\n%s", l.Page, l.Number, l.Text, status, s.status, out)
 		}
@@ -172,6 +175,10 @@ func (w *pageWalk) follow(text string, l commandlines.Line) {
 		s.after(w)
 	}
 }
+
+// tryAgain is the exit status with which nothing was done: README.md says to
+// try again later.
+const tryAgain = 4
 
 var (
 	numbersOf = regexp.MustCompile(`\d[\d.,:-]*\s?(?:[KMG]?i?B|[nµm]?s|h\d*m?\d*s?)?\b`)
