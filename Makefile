@@ -138,7 +138,7 @@ configuration: ## the tables of docs/configuration.md from the flags of cantus s
 	$(GO) test -count=1 ./cmd/cantus -run '^TestConfigurationPage$$' -update
 
 # What is installed.
-.PHONY: release reproducible debian kubernetes
+.PHONY: release reproducible debian container kubernetes
 
 release: ## archives, Debian packages, the Helm chart, bills of materials and checksums in DIST (default dist), of a tag or as a snapshot (TARGETS=linux/amd64,…)
 	cd .ci/release && $(GO) run . -out $(abspath $(or $(DIST),dist)) $(if $(TARGETS),-targets $(TARGETS))
@@ -148,6 +148,9 @@ reproducible: ## two releases of what is committed, in different directories and
 
 debian: ## the Debian package is installed, run, upgraded and removed under a systemd of its own (root; KEEP=DIR keeps the Debian)
 	KEEP=$(KEEP) ./.ci/debian/run
+
+container: ## the container file is built with buildah from what is committed, and its image runs with podman (root; no registry)
+	./.ci/container
 
 kubernetes: ## deploy/kubernetes from the Helm chart, and the checks of both
 	cd .ci/deploy && $(GO) test -count=1 . -update
