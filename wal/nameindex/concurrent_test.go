@@ -13,7 +13,7 @@ import (
 // all that the index had when it began, or says that a part is missing.
 func TestSearchesBesideChanges(t *testing.T) {
 	t.Parallel()
-	x, err := Open(t.TempDir(), Options{})
+	x, err := Open(t.TempDir(), Options{merge: 4})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 
 const (
 	// mergeCount is how many runs of one size class are merged.
-	mergeCount = 8
+	mergeCount = 32
 	// mergeBytes bounds what is merged.
 	mergeBytes = 1 << 30
 )
@@ -99,8 +99,8 @@ func place(s *run, path string) error {
 func sizeClass(s *run) int { return bits.Len64(s.count()) / 3 }
 
 // toMerge returns runs that lie next to each other and are to be merged:
-// several of one size class or smaller ones.
-func toMerge(runs []*run) []*run {
+// at least as many as are merged, of one size class or smaller ones.
+func toMerge(runs []*run, least int) []*run {
 	for class := range 64 / 3 {
 		for end := len(runs); end > 0; {
 			begin, count, size := end, uint64(0), uint64(0)
@@ -114,7 +114,7 @@ func toMerge(runs []*run) []*run {
 				}
 				begin--
 			}
-			if end-begin >= mergeCount {
+			if end-begin >= least {
 				return runs[begin:end]
 			}
 			end = min(begin, end-1)
@@ -126,7 +126,7 @@ func toMerge(runs []*run) []*run {
 // startMerge begins to merge runs, unless a merge is under way, of this
 // index or of another one that shares the budget.
 func (x *Index) startMerge() {
-	from := slices.Clone(toMerge(x.runs))
+	from := slices.Clone(toMerge(x.runs, x.merge))
 	if x.merged != nil || len(from) == 0 || x.closing {
 		return
 	}

@@ -19,8 +19,8 @@ const (
 	// search looks at each of them.
 	freshEntries = 16 << 10
 	// runTransactions is how many transactions are in memory before they
-	// become a run. 64 such runs make one of the largest.
-	runTransactions = 60_000
+	// become a run. 32 such runs make one of the largest.
+	runTransactions = 120_000
 	// leastRun is how many bytes an index has in memory before it makes a
 	// run because all indexes together have too many.
 	leastRun = 64 << 10
@@ -46,7 +46,7 @@ func NewBudget(bytes int64) *Budget {
 func (b *Budget) borrow(n int) []uint64 { return slices.Grow((<-b.scratch)[:0], n)[:n] }
 
 // keptScratch is how many entries of scratch memory are kept.
-const keptScratch = 1 << 20
+const keptScratch = 2 << 20
 
 func (b *Budget) giveBack(scratch []uint64) {
 	if cap(scratch) > keptScratch {
@@ -61,6 +61,8 @@ type Options struct {
 	Label string
 	// Budget may be nil: the index has one of its own then.
 	Budget *Budget
+
+	merge int // in place of mergeCount, in tests
 }
 
 // Index is the index of one partition. See the package's documentation for
@@ -83,6 +85,7 @@ type Index struct {
 	counted int64 // of the tail, in the budget
 	stamp   uint64
 	merged  chan mergeResult // not nil while runs are merged
+	merge   int              // how many runs are merged
 	closing bool
 }
 
@@ -109,7 +112,7 @@ func Open(dir string, o Options) (*Index, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	x := &Index{dir: dir, label: xxh3.HashString(o.Label), budget: o.Budget, hasher: Hasher{rand.Uint64()}, first: 1, next: 1}
+	x := &Index{dir: dir, label: xxh3.HashString(o.Label), budget: o.Budget, hasher: Hasher{rand.Uint64()}, first: 1, next: 1, merge: cmp.Or(o.merge, mergeCount)}
 	if x.budget == nil {
 		x.budget = NewBudget(1 << 20)
 	}

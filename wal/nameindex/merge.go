@@ -37,7 +37,7 @@ func merge(path string, parts []*run) (*run, error) {
 	entries := uint64(0)
 	cursors := make([]*cursor, len(parts))
 	for i, p := range parts {
-		opened, err := p.open()
+		opened, err := p.openWhole()
 		if err != nil {
 			return nil, err
 		}
@@ -61,37 +61,61 @@ func merge(path string, parts []*run) (*run, error) {
 }
 
 func mergeInto(w *writer, cursors []*cursor) error {
-	cursors = slices.DeleteFunc(cursors, func(c *cursor) bool { return c.done })
+	h := cursorHeap(slices.DeleteFunc(cursors, func(c *cursor) bool { return c.done }))
+	for i := len(h)/2 - 1; i >= 0; i-- {
+		h.down(i)
+	}
 	var all []uint32
-	for len(cursors) > 0 {
-		k := cursors[0].key
-		for _, c := range cursors[1:] {
-			k = min(k, c.key)
-		}
+	for len(h) > 0 {
+		k := h[0].key
 		all = all[:0]
-		ended := false
-		for _, c := range cursors {
-			if c.key != k {
-				continue
-			}
-			list, err := c.from.list(c.group)
-			if err != nil {
+		for len(h) > 0 && h[0].key == k {
+			c := h[0]
+			var err error
+			first := len(all)
+			if all, err = c.from.appendList(all, c.group); err != nil {
 				return err
 			}
-			for _, o := range list {
-				all = append(all, o+c.shift)
+			for i := first; i < len(all); i++ {
+				all[i] += c.shift
 			}
 			if err := c.next(); err != nil {
 				return err
 			}
-			ended = ended || c.done
+			if c.done {
+				h[0] = h[len(h)-1]
+				h = h[:len(h)-1]
+			}
+			h.down(0)
 		}
 		w.add(k, all)
-		if ended {
-			cursors = slices.DeleteFunc(cursors, func(c *cursor) bool { return c.done })
-		}
 	}
 	return nil
+}
+
+// cursorHeap is a binary heap: the cursor with the least key is the first, and
+// of those with one key the one of the oldest run.
+type cursorHeap []*cursor
+
+func (h cursorHeap) less(i, j int) bool {
+	return h[i].key < h[j].key || h[i].key == h[j].key && h[i].shift < h[j].shift
+}
+
+// down moves the cursor at i to its place.
+func (h cursorHeap) down(i int) {
+	for {
+		least := i
+		for child := 2*i + 1; child <= 2*i+2 && child < len(h); child++ {
+			if h.less(child, least) {
+				least = child
+			}
+		}
+		if least == i {
+			return
+		}
+		h[i], h[least] = h[least], h[i]
+		i = least
+	}
 }
 
 // cursor goes through the groups of a run in the order of their keys.
@@ -102,11 +126,12 @@ type cursor struct {
 	group  group
 	done   bool
 	bucket uint32 // the next one
-	groups []group
+	groups groups // what is left of the one before
+	rest   uint64 // of the last key
 }
 
 func (c *cursor) next() error {
-	for len(c.groups) == 0 {
+	for len(c.groups.left) == 0 {
 		if c.bucket == 1<<c.from.bits {
 			c.done = true
 			return nil
@@ -115,20 +140,21 @@ func (c *cursor) next() error {
 		if err != nil {
 			return err
 		}
-		c.groups = slices.AppendSeq(c.groups, read.all())
-		if read.err != nil {
-			return c.from.damaged(fmt.Sprintf("bucket %d", c.bucket), read.err)
-		}
+		c.groups, c.rest = *read, 0
 		c.bucket++
 	}
-	c.group, c.groups = c.groups[0], c.groups[1:]
-	c.key = c.from.join(c.bucket-1, c.group.rest)
+	c.group = c.groups.next(c.rest)
+	if c.groups.err != nil {
+		return c.from.damaged(fmt.Sprintf("bucket %d", c.bucket-1), c.groups.err)
+	}
+	c.rest = c.group.rest
+	c.key = c.from.join(c.bucket-1, c.rest)
 	return nil
 }
 
 // verify reads a whole run.
 func (s *run) verify() error {
-	opened, err := s.open()
+	opened, err := s.openWhole()
 	if err != nil {
 		return err
 	}

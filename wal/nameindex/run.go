@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 )
 
 // The file of a run. All numbers are little-endian.
@@ -143,6 +144,68 @@ func (s *run) tableSize() int64 { return headerSize + 4<<s.bits }
 type openedRun struct {
 	*run
 	file *os.File
+	// window and table, if not nil, are for reading the whole file from its
+	// beginning on: it is read in large pieces.
+	window *window
+	table  []byte
+}
+
+// scratch returns memory for a bucket of the usual size. What reads the whole
+// file reads one after the other, and uses it again.
+func (s openedRun) scratch() []byte {
+	if s.window == nil {
+		return make([]byte, bucketGuess)
+	}
+	if s.window.bucket == nil {
+		s.window.bucket = make([]byte, bucketGuess)
+	}
+	return s.window.bucket
+}
+
+// bucketGuess is how many bytes of a bucket are read at first.
+const bucketGuess = 1024
+
+// openWhole opens the file for reading all of it.
+func (s *run) openWhole() (openedRun, error) {
+	opened, err := s.open()
+	if err != nil {
+		return opened, err
+	}
+	opened.window, opened.table = &window{}, make([]byte, 4<<s.bits)
+	if _, err := opened.file.ReadAt(opened.table, headerSize); err != nil {
+		return opened, errors.Join(s.damaged("table", err), opened.file.Close())
+	}
+	return opened, nil
+}
+
+// window is a piece of a file.
+type window struct {
+	bytes  []byte
+	at     int64
+	bucket []byte // scratch
+}
+
+const windowSize = 256 << 10
+
+// readAt reads like [os.File.ReadAt].
+func (s openedRun) readAt(b []byte, at int64) (int, error) {
+	w := s.window
+	if w == nil || len(b) > windowSize/2 {
+		return s.file.ReadAt(b, at)
+	}
+	if at < w.at || at+int64(len(b)) > w.at+int64(len(w.bytes)) {
+		w.bytes = slices.Grow(w.bytes[:0], windowSize)[:windowSize]
+		n, err := s.file.ReadAt(w.bytes, at)
+		w.bytes, w.at = w.bytes[:n], at
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+	}
+	n := copy(b, w.bytes[at-w.at:])
+	if n < len(b) {
+		return n, io.EOF
+	}
+	return n, nil
 }
 
 // open opens the file. The error wraps [fs.ErrNotExist] if the run was
@@ -152,7 +215,7 @@ func (s *run) open() (openedRun, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		err = s.damaged("open", err)
 	}
-	return openedRun{s, f}, err
+	return openedRun{run: s, file: f}, err
 }
 
 func (s openedRun) find(k Key) (list, error) {
@@ -189,15 +252,17 @@ func (s *run) join(bucket uint32, rest uint64) Key {
 func (s openedRun) bucket(number uint32) (*groups, error) {
 	bad := func(err error) error { return s.damaged(fmt.Sprintf("bucket %d", number), err) }
 	var at [4]byte
-	if _, err := s.file.ReadAt(at[:], headerSize+4*int64(number)); err != nil {
+	if s.table != nil {
+		copy(at[:], s.table[4*number:])
+	} else if _, err := s.file.ReadAt(at[:], headerSize+4*int64(number)); err != nil {
 		return nil, bad(err)
 	}
 	position := int64(binary.LittleEndian.Uint32(at[:]))
 	if position < s.tableSize() {
 		return nil, bad(errors.New("wrong position"))
 	}
-	b := make([]byte, 1024)
-	n, err := s.file.ReadAt(b, position)
+	b := s.scratch()
+	n, err := s.readAt(b, position)
 	if n < bucketHeader {
 		return nil, bad(err)
 	}
@@ -207,7 +272,7 @@ func (s openedRun) bucket(number uint32) (*groups, error) {
 	}
 	if size > int64(n) {
 		b = make([]byte, size)
-		if _, err := s.file.ReadAt(b, position); err != nil {
+		if _, err := s.readAt(b, position); err != nil {
 			return nil, bad(err)
 		}
 	}
@@ -237,22 +302,29 @@ type groups struct {
 func (g *groups) all() func(yield func(group) bool) {
 	return func(yield func(group) bool) {
 		for rest := uint64(0); len(g.left) > 0; {
-			var next group
-			rest += g.uvarint()
-			size := g.uvarint()
-			next.rest, next.count, next.size = rest, int(g.uvarint()), int(size>>1)
-			if size&1 == 1 {
-				next.outside = int64(g.uvarint())
-			} else if next.size > len(g.left) {
-				g.err = io.ErrUnexpectedEOF
-			} else {
-				next.inline, g.left = g.left[:next.size:next.size], g.left[next.size:]
-			}
+			next := g.next(rest)
 			if g.err != nil || !yield(next) {
 				return
 			}
+			rest = next.rest
 		}
 	}
+}
+
+// next returns the group after the one with a rest, 0 for the first. It sets
+// err if the bucket is not well formed.
+func (g *groups) next(rest uint64) (next group) {
+	next.rest = rest + g.uvarint()
+	size := g.uvarint()
+	next.count, next.size = int(g.uvarint()), int(size>>1)
+	if size&1 == 1 {
+		next.outside = int64(g.uvarint())
+	} else if next.size > len(g.left) {
+		g.err = io.ErrUnexpectedEOF
+	} else {
+		next.inline, g.left = g.left[:next.size:next.size], g.left[next.size:]
+	}
+	return next
 }
 
 func (g *groups) uvarint() uint64 {
@@ -267,13 +339,18 @@ func (g *groups) uvarint() uint64 {
 
 // list decodes the list of a group.
 func (s openedRun) list(g group) ([]uint32, error) {
+	return s.appendList(make([]uint32, 0, min(g.count, g.size)), g)
+}
+
+// appendList decodes the list of a group.
+func (s openedRun) appendList(out []uint32, g group) ([]uint32, error) {
 	b := g.inline
 	if g.outside != 0 {
 		if int64(g.size)+g.outside > int64(s.size) {
 			return nil, s.damaged("list", errors.New("wrong length"))
 		}
 		b = make([]byte, g.size)
-		if _, err := s.file.ReadAt(b, g.outside); err != nil {
+		if _, err := s.readAt(b, g.outside); err != nil {
 			return nil, s.damaged("list", err)
 		}
 		if len(b) < 4 || binary.LittleEndian.Uint32(b) != s.checksum(uint32(g.outside), b[4:]) {
@@ -281,7 +358,7 @@ func (s openedRun) list(g group) ([]uint32, error) {
 		}
 		b = b[4:]
 	}
-	out := make([]uint32, 0, min(g.count, len(b)))
+	before := len(out)
 	for at := uint64(0); len(b) > 0; {
 		d, n := binary.Uvarint(b)
 		if at += d; n <= 0 || at >= s.count() {
@@ -289,8 +366,8 @@ func (s openedRun) list(g group) ([]uint32, error) {
 		}
 		out, b = append(out, uint32(at)), b[n:]
 	}
-	if len(out) != g.count {
-		return nil, s.damaged("list", fmt.Errorf("%d transactions, and not %d", len(out), g.count))
+	if n := len(out) - before; n != g.count {
+		return nil, s.damaged("list", fmt.Errorf("%d transactions, and not %d", n, g.count))
 	}
 	return out, nil
 }

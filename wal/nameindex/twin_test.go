@@ -187,7 +187,7 @@ func (w *twin) ask() {
 
 func (w *twin) open() {
 	w.t.Helper()
-	x, err := Open(w.dir, Options{Label: "a log"})
+	x, err := Open(w.dir, Options{Label: "a log", merge: 4})
 	if err != nil {
 		w.t.Fatal(err)
 	}
