@@ -101,27 +101,27 @@ func intersect(a, b []uint32) []uint32 {
 // sorted is entries in memory in the order of their keys.
 type sorted []uint64
 
-func (r sorted) find(k Key) (list, error) {
+func (r sorted) find(k Key) list {
 	from, _ := slices.BinarySearch(r, uint64(k))
 	to, _ := slices.BinarySearch(r[from:], uint64(k)|offsetMask)
 	to += from
 	if to < len(r) && r[to] == uint64(k)|offsetMask {
 		to++
 	}
-	return list{to - from, func() ([]uint32, error) { return offsets(r[from:to]), nil }}, nil
+	return list{to - from, func() ([]uint32, error) { return offsets(r[from:to]), nil }}
 }
 
 // fresh is entries in memory in the order of their transactions.
 type fresh []uint64
 
-func (f fresh) find(k Key) (list, error) {
+func (f fresh) find(k Key) list {
 	var found []uint64
 	for _, e := range f {
 		if e&^offsetMask == uint64(k) {
 			found = append(found, e)
 		}
 	}
-	return list{len(found), func() ([]uint32, error) { return offsets(found), nil }}, nil
+	return list{len(found), func() ([]uint32, error) { return offsets(found), nil }}
 }
 
 // offsets returns the distances of entries of one key, each once: a transaction

@@ -115,18 +115,16 @@ type tail struct{ *view }
 func (t tail) find(k Key) (list, error) {
 	var lists []list
 	count := 0
-	for _, r := range t.sorted {
-		l, _ := r.find(k)
+	add := func(l list) {
 		if l.count > 0 {
 			lists = append(lists, l)
 			count += l.count
 		}
 	}
-	l, _ := t.fresh.find(k)
-	if l.count > 0 {
-		lists = append(lists, l)
-		count += l.count
+	for _, r := range t.sorted {
+		add(r.find(k))
 	}
+	add(t.fresh.find(k))
 	return list{count, func() ([]uint32, error) {
 		var all []uint32
 		for _, l := range lists {
