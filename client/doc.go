@@ -122,6 +122,7 @@ package client
 //	asof.go         txids by time
 //	history.go      whether a cluster has what another one had
 //	get.go          single transactions
+//	query.go        transactions by name
 //	cursor.go       cursors
 //	nopartition.go  finds out that a partition does not exist
 //
