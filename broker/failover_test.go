@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -283,8 +282,8 @@ func TestARebuildGoesOnAfterARestart(t *testing.T) {
 	}()
 	becomes("without a vote", func(s subjects.ReplicaStatus) bool { return !s.Voter && s.Fenced == "its log differs" })
 	stop()
-	if err := <-opened; err == nil || !strings.Contains(err.Error(), "is fenced: its log differs") {
-		t.Fatalf("without an order: %v", err)
+	if err := <-opened; err == nil {
+		t.Fatal("n2 is ready without an order")
 	}
 	write(order)
 	c.start("n2")
