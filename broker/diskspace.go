@@ -77,6 +77,10 @@ func (s *space) isFull() bool  { return s.isLow() || s.isTight() }
 
 func (s *space) reserve() int64 { return s.reserved.Load() }
 
+// takes reports whether there is room for n bytes beside the reserve, which are
+// not needed: they can be written later, or not at all.
+func (s *space) takes(n int64) bool { return !s.isFull() && s.free.Load()-n >= s.reserve() }
+
 // takesProposed reports whether there is room for entries of n bytes that were
 // proposed before their leader refused transactions.
 func (s *space) takesProposed(n int64) bool { return s.store.TakesProposed(n) }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -36,7 +37,7 @@ const indexBudget = 64 << 20
 type indexOptions struct {
 	dir    string // "" if it keeps none
 	budget *nameindex.Budget
-	full   func() bool // the disk takes nothing more
+	room   func(bytes int64) bool // the disk has room for so much
 }
 
 // of returns the directory of a partition's index.
@@ -59,6 +60,7 @@ type indexer struct {
 	log       *slog.Logger
 	store     *wal.Log
 	position  func() position
+	current   func() bool // the replica follows its leader, or leads, and has applied an entry of its term
 	options   indexOptions
 
 	index atomic.Pointer[nameindex.Index] // nil until it is open
@@ -101,8 +103,8 @@ func (x *indexer) close() {
 
 // follow adds transactions to the index as they are applied.
 func (x *indexer) follow(ctx context.Context) error {
-	index, err := x.open()
-	if err != nil {
+	index, err := x.open(ctx)
+	if index == nil {
 		return err
 	}
 	for {
@@ -120,35 +122,31 @@ func (x *indexer) follow(ctx context.Context) error {
 		case txid := <-x.drops:
 			index.Drop(txid)
 		case <-at.changed:
-			if !sleep(ctx, indexPause) {
+			select {
+			case <-ctx.Done():
 				return nil
+			case <-time.After(indexPause):
 			}
 		}
 	}
 }
 
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}
-
-// open opens the index, and removes from it what is not of this log.
-func (x *indexer) open() (*nameindex.Index, error) {
+// open opens the index, and removes from it what is not of this log. It returns
+// nil when ctx ends.
+func (x *indexer) open(ctx context.Context) (*nameindex.Index, error) {
 	if index := x.index.Load(); index != nil {
 		return index, nil
 	}
-	index, err := nameindex.Open(x.options.of(x.partition), nameindex.Options{Label: x.label, Budget: x.options.budget})
+	index, err := nameindex.Open(x.options.of(x.partition), nameindex.Options{Label: x.label, Budget: x.options.budget, Room: x.options.room})
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
-	at := x.position()
-	for _, s := range index.Stamps() {
+	stamps := index.Stamps()
+	at, ok := x.awaitApplied(ctx, stamps)
+	if !ok {
+		return nil, index.Close()
+	}
+	for _, s := range stamps {
 		if s.Txid >= at.first && !x.stamped(s, at) {
 			index.Drop(s.Txid)
 		}
@@ -156,6 +154,30 @@ func (x *indexer) open() (*nameindex.Index, error) {
 	x.fit(index, at)
 	x.index.Store(index)
 	return index, nil
+}
+
+// awaitApplied waits until the replica has applied what the index has: one that
+// has started applies its log again from its snapshot on. If it has applied all
+// that is committed, and that is less, the rest of the index is of another log.
+// It returns false when ctx ends.
+func (x *indexer) awaitApplied(ctx context.Context, stamps []nameindex.Stamp) (at position, ok bool) {
+	var last uint64
+	for _, s := range stamps {
+		last = max(last, s.Txid)
+	}
+	for applied := uint64(math.MaxUint64); ; {
+		current := x.current()
+		at = x.position()
+		if at.mark >= last || current && at.mark == applied {
+			return at, true
+		}
+		applied = at.mark
+		select {
+		case <-ctx.Done():
+			return at, false
+		case <-time.After(indexRetry):
+		}
+	}
 }
 
 // stamped reports whether a run's stamp is that of the log.
@@ -194,8 +216,10 @@ func (x *indexer) add(ctx context.Context, index *nameindex.Index, at position) 
 			return ctx.Err()
 		case b.Batch.Last() > at.mark:
 			return nil
-		case x.options.full():
+		case !x.options.room(0):
 			return errFull
+		case index.Full():
+			return index.Flush()
 		}
 		if err := x.addBatch(index, b.Batch); err != nil {
 			return err
@@ -261,17 +285,17 @@ func (x *indexer) covers(from, to uint64) (index *nameindex.Index, r nameindex.R
 	return index, r, r.From <= r.To && r.From <= to
 }
 
-// search iterates over the candidates in a range. If the index is damaged, it
-// is repaired, and the error says that the log is to be searched.
+// search iterates over the candidates in a range. After an error, the log is to
+// be searched; an index that is damaged is repaired.
 func (x *indexer) search(index *nameindex.Index, items []nameindex.Item, r nameindex.Range) iter.Seq2[uint64, error] {
 	return func(yield func(uint64, error) bool) {
 		for txid, err := range index.Search(items, r) {
 			var damage *nameindex.DamageError
 			if errors.As(err, &damage) {
-				x.log.Warn("the index is damaged: a part of it is made again", "err", err)
 				select {
 				case x.drops <- damage.First:
-				default:
+					x.log.Warn("the index is damaged: a part of it is made again", "err", err)
+				default: // others have met it
 				}
 			}
 			if !yield(txid, err) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 
+	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -11,8 +12,7 @@ import (
 // index reads at a time.
 const readWindow = 256
 
-// seekCost is how many bytes of the log a transaction counts as that is looked
-// up by itself.
+// seekCost is how many bytes of the log a lookup counts as.
 const seekCost = 4 << 10
 
 // scanIndexed is scan for the transactions that the index has: it looks only at
@@ -28,6 +28,7 @@ func (r *readAnswer) scanIndexed(ctx context.Context, at position, s *scanned) (
 	}
 	w := walker{log: r.reader.store, to: at.index}
 	defer w.close()
+	seeks := 0
 	for txid, err := range r.reader.indexer.search(index, items, covered) {
 		if err != nil {
 			return false, nil // the log is searched instead
@@ -35,7 +36,9 @@ func (r *readAnswer) scanIndexed(ctx context.Context, at position, s *scanned) (
 		if err := w.read(txid, &s.t); err != nil {
 			return true, err
 		}
-		s.bytes += seekCost
+		invariant.ReadWithinLog.Check(txid <= at.mark, txid, at.mark)
+		s.bytes += seekCost * (w.seeks - seeks)
+		seeks = w.seeks
 		if done, err := r.take(ctx, &s.t, s); done || err != nil {
 			return true, err
 		}
@@ -152,7 +155,6 @@ func (d *descent) part() error {
 				if err != nil {
 					return d.readWindow(d.low)
 				}
-				d.scanned.bytes += seekCost
 				if err := d.read(txid); err != nil || d.done {
 					return err
 				}
@@ -169,10 +171,11 @@ func (d *descent) part() error {
 }
 
 func (d *descent) read(txid uint64) error {
-	t := &d.scanned.t
+	t, seeks := &d.scanned.t, d.walker.seeks
 	if err := d.walker.read(txid, t); err != nil {
 		return err
 	}
+	d.scanned.bytes += seekCost * (d.walker.seeks - seeks)
 	return d.take(t)
 }
 

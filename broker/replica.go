@@ -105,7 +105,8 @@ func (r *replica) wire() {
 	r.archived.partition, r.archived.archive, r.archived.log, r.archived.metrics, r.archived.reads = r.id, h.archive, r.log, &r.metrics, h.archiving
 	r.archived.cluster, r.archived.position, r.archived.history = h.cluster, r.state.position, r.state.pastClusters
 	r.indexer = indexer{
-		partition: r.id, label: label(r.id), log: r.log, store: r.store, position: position, options: h.indexes,
+		partition: r.id, label: label(r.id), log: r.log, store: r.store, position: position,
+		current: func() bool { return r.group.Current() }, options: h.indexes,
 		drops: make(chan uint64, 1),
 	}
 	cursors := newQueue(h.queueBytes)

@@ -278,7 +278,7 @@ func (c *replicaController) deleteReplica() {
 // reset deletes the log of a replica that is not open, and what was made of it.
 func (c *replicaController) reset() error {
 	if err := c.removeIndex(c.id); err != nil {
-		c.log.Warn("the index is not deleted", "err", err) // its segments don't fit another log
+		c.log.Warn("the index is not deleted", "err", err) // its runs don't fit another log
 	}
 	return raftstore.Reset(c.data)
 }

@@ -19,6 +19,7 @@ type walker struct {
 	at      uint64 // the transaction that records returns next, 0 for none
 	next    func() (uint64, wal.BatchOrError, bool)
 	stop    func()
+	seeks   int // lookups so far
 }
 
 // nearby is how many transactions are read rather than looked up.
@@ -52,6 +53,7 @@ func (w *walker) seek(txid uint64) error {
 	w.at = 0
 	if w.next == nil || txid < w.batch.First || txid > w.batch.Last()+nearby {
 		w.close()
+		w.seeks++
 		w.next, w.stop = iter.Pull2(w.log.Batches(txid, w.to))
 	}
 	for {

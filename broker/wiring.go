@@ -196,7 +196,7 @@ func (n *Node) indexes() indexOptions {
 	if n.identity.opts.NoIndex {
 		return indexOptions{}
 	}
-	return indexOptions{dir: filepath.Join(n.store.Dir(), "index"), budget: n.limits.indexes, full: n.space.isFull}
+	return indexOptions{dir: filepath.Join(n.store.Dir(), "index"), budget: n.limits.indexes, room: n.space.takes}
 }
 
 func (n *Node) newClusterInfo() *clusterInfo {

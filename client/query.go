@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -174,11 +175,12 @@ func (r *reading) try(ctx context.Context, body []byte) (page []Transaction, err
 // take appends the transactions of a message, of which last came before.
 func (r *reading) take(page []Transaction, m *nats.Msg, last uint64) ([]Transaction, error) {
 	txs, err := parsePacked(r.partition, m.Data)
-	if err != nil || len(txs) == 0 {
-		return nil, fmt.Errorf("read: %w", errors.Join(errNotTransaction, err))
-	}
-	if previous := m.Header.Get(subjects.HeaderPrevious); previous != strconv.FormatUint(last, 10) {
-		return nil, fmt.Errorf("read: messages were lost: txid %d was received, %s was sent", last, previous)
+	previous, chainErr := strconv.ParseUint(m.Header.Get(subjects.HeaderPrevious), 10, 64)
+	switch {
+	case err != nil || chainErr != nil || len(txs) == 0:
+		return nil, fmt.Errorf("read: %w", cmp.Or(err, chainErr, errNotTransaction))
+	case previous != last:
+		return nil, lostError(last, previous)
 	}
 	return append(page, txs...), nil
 }
@@ -196,15 +198,10 @@ func (r *reading) end(m *nats.Msg, last uint64) error {
 	if sent, next, mark := fields[0], fields[1], fields[2]; sent != last {
 		return lostError(last, sent)
 	} else if r.q.NewestFirst {
-		if r.mark == 0 {
-			r.mark = mark
-		}
-		r.ended = next == 0
-		r.next = next
+		r.mark = cmp.Or(r.mark, mark)
+		r.ended, r.next = next == 0, next
 	} else {
-		r.mark = mark
-		r.ended = next > mark
-		r.next = next
+		r.mark, r.ended, r.next = mark, next > mark, next
 	}
 	return nil
 }

@@ -38,6 +38,13 @@ func (x *Index) Publish(stamp uint64) error {
 	return nil
 }
 
+// Full reports whether so much is in memory that no more is to be added before
+// Flush has succeeded: Publish could not write it.
+func (x *Index) Full() bool { return x.next-x.first >= 2*runTransactions }
+
+// ErrNoRoom is returned if the disk has no room for what is in memory.
+var ErrNoRoom = errors.New("nameindex: the disk has no room")
+
 // Flush writes what is in memory as a run.
 func (x *Index) Flush() error {
 	x.adopt()
@@ -48,6 +55,9 @@ func (x *Index) Flush() error {
 	n := 0
 	for _, r := range x.sorted {
 		n += len(r)
+	}
+	if !x.room(8 * int64(n)) {
+		return ErrNoRoom
 	}
 	scratch := x.budget.borrow(3 * n)
 	defer x.budget.giveBack(scratch)
@@ -128,6 +138,13 @@ func toMerge(runs []*run, least int) []*run {
 func (x *Index) startMerge() {
 	from := slices.Clone(toMerge(x.runs, x.merge))
 	if x.merged != nil || len(from) == 0 || x.closing {
+		return
+	}
+	size := uint64(0)
+	for _, s := range from {
+		size += s.size
+	}
+	if !x.room(int64(size)) {
 		return
 	}
 	select {

@@ -61,6 +61,9 @@ type Options struct {
 	Label string
 	// Budget may be nil: the index has one of its own then.
 	Budget *Budget
+	// Room reports whether the disk has room for a number of bytes. Without it
+	// nothing is written. nil means that there always is.
+	Room func(bytes int64) bool
 
 	merge int // in place of mergeCount, in tests
 }
@@ -71,6 +74,7 @@ type Index struct {
 	dir    string
 	label  uint64
 	budget *Budget
+	room   func(bytes int64) bool
 	hasher Hasher
 	view   atomic.Pointer[view]
 
@@ -115,6 +119,9 @@ func Open(dir string, o Options) (*Index, error) {
 	x := &Index{dir: dir, label: xxh3.HashString(o.Label), budget: o.Budget, hasher: Hasher{rand.Uint64()}, first: 1, next: 1, merge: cmp.Or(o.merge, mergeCount)}
 	if x.budget == nil {
 		x.budget = NewBudget(1 << 20)
+	}
+	if x.room = o.Room; x.room == nil {
+		x.room = func(int64) bool { return true }
 	}
 	found, err := x.load()
 	if err != nil {

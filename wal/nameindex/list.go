@@ -1,6 +1,9 @@
 package nameindex
 
-import "slices"
+import (
+	"errors"
+	"slices"
+)
 
 // list is the transactions of one key in one part of the index. The slice
 // that load returns is ascending and belongs to the caller.
@@ -18,9 +21,12 @@ type part interface {
 // of the keys. It returns the distances of the candidates from the part's first
 // transaction, ascending.
 //
+// The error is ErrDense if so many have the rarest term that it costs less to
+// look at all.
+//
 // The rarest term is evaluated first. One that is much more common than what is
 // left is left out: to look at the few candidates in the log costs less.
-func lookup(p part, terms []Term) ([]uint32, error) {
+func lookup(p part, size uint64, terms []Term) ([]uint32, error) {
 	type evaluated struct {
 		lists []list
 		count int
@@ -44,6 +50,9 @@ func lookup(p part, terms []Term) ([]uint32, error) {
 		all = append(all, e)
 	}
 	slices.SortStableFunc(all, func(a, b evaluated) int { return a.count - b.count })
+	if size > denseLeast && uint64(all[0].count)*dense > size {
+		return nil, ErrDense
+	}
 	var left []uint32
 	for i, e := range all {
 		if i > 0 && (len(left) == 0 || e.count/tooCommon > len(left)) {
@@ -61,6 +70,19 @@ func lookup(p part, terms []Term) ([]uint32, error) {
 	}
 	return left, nil
 }
+
+// ErrDense is returned by a search in a part of the index of which a large
+// share are candidates.
+var ErrDense = errors.New("nameindex: too many candidates")
+
+const (
+	// dense is how many transactions are read from the log in the time that one
+	// candidate takes.
+	dense = 16
+	// denseLeast is how many transactions a part has at least that counts as
+	// dense.
+	denseLeast = 4096
+)
 
 // tooCommon is how many entries of a list cost as much to read as one candidate
 // in the log.

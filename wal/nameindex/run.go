@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"io/fs"
 	"os"
 	"slices"
 )
@@ -212,9 +211,6 @@ func (s openedRun) readAt(b []byte, at int64) (int, error) {
 // merged or trimmed meanwhile.
 func (s *run) open() (openedRun, error) {
 	f, err := os.Open(s.path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		err = s.damaged("open", err)
-	}
 	return openedRun{run: s, file: f}, err
 }
 

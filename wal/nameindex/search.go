@@ -29,7 +29,8 @@ type Range struct {
 var ErrNotCovered = errors.New("nameindex: transactions are not in the index")
 
 // Search iterates over the candidates in a range: all transactions to which one
-// of the items applies, and perhaps others. It stops after an error.
+// of the items applies, and perhaps others. It stops after an error, which may
+// be [ErrDense], [ErrNotCovered], a [*DamageError] or one of the file system.
 func (x *Index) Search(items []Item, r Range) iter.Seq2[uint64, error] {
 	return func(yield func(uint64, error) bool) {
 		for r.From <= r.To && r.From > 0 {
@@ -69,10 +70,12 @@ func (x *Index) searchPart(items []Item, txid uint64) (found []uint32, first, la
 		switch {
 		case errors.Is(err, fs.ErrNotExist) && x.view.Load() != v:
 			continue // it was merged or trimmed meanwhile
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, 0, 0, p.(openedRun).damaged("file", err)
 		case err != nil:
 			return nil, 0, 0, err
 		}
-		found, err := lookupAny(p, items)
+		found, err := lookupAny(p, last-first+1, items)
 		if opened, ok := p.(openedRun); ok {
 			err = errors.Join(err, opened.file.Close())
 		}
@@ -94,9 +97,9 @@ func (v *view) part(txid uint64) (p part, first, last uint64, err error) {
 	return opened, s.first, s.last, err
 }
 
-func lookupAny(p part, items []Item) (all []uint32, err error) {
+func lookupAny(p part, size uint64, items []Item) (all []uint32, err error) {
 	for _, item := range items {
-		found, err := lookup(p, item)
+		found, err := lookup(p, size, item)
 		if err != nil {
 			return nil, err
 		}

@@ -335,3 +335,56 @@ func TestDamagedRuns(t *testing.T) {
 	w.follow()
 	w.ask()
 }
+
+// What many transactions have is not looked up, and a file that is gone counts
+// as damage.
+func TestSearchesThatDoNotPay(t *testing.T) {
+	t.Parallel()
+	x, err := Open(t.TempDir(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Begin(1)
+	const count = 2 * denseLeast
+	common, rare := x.Keys().Kind("common"), x.Keys().Kind("rare")
+	for n := uint64(1); n <= count; n++ {
+		keys := []Key{common}
+		if n%(2*dense) == 0 {
+			keys = []Key{rare}
+		}
+		x.Add(n, keys...)
+	}
+	if err := x.Publish(1); err != nil {
+		t.Fatal(err)
+	}
+	search := func(items ...Item) (found int, err error) {
+		for _, err := range x.Search(items, Range{From: 1, To: count}) {
+			if err != nil {
+				return found, err
+			}
+			found++
+		}
+		return found, nil
+	}
+	for _, where := range []string{"in memory", "in a run"} {
+		if _, err := search(Item{{common}}); !errors.Is(err, ErrDense) {
+			t.Errorf("%s: %v", where, err)
+		}
+		if _, err := search(Item{{rare}}, Item{{common}}); !errors.Is(err, ErrDense) {
+			t.Errorf("%s: one of two: %v", where, err)
+		}
+		if found, err := search(Item{{rare}}); err != nil || found != count/2/dense {
+			t.Errorf("%s: %d are rare, %v", where, found, err)
+		}
+		if err := x.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(x.runs[0].path); err != nil {
+		t.Fatal(err)
+	}
+	var damage *DamageError
+	if _, err := search(Item{{rare}}); !errors.As(err, &damage) || damage.First != 1 {
+		t.Errorf("without its file: %v", err)
+	}
+}
