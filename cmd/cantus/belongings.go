@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-
-	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/internal/backup"
 	"github.com/cantuslog/cantus/subjects"
@@ -36,21 +33,20 @@ func belongsTo(info subjects.PartitionInfo) *backup.Namespace {
 	return n
 }
 
-// belongings asks which namespaces partitions belong to. It asks once: what it
-// can't find out does not keep a command from its work.
-func (l *natsConn) belongings(ctx context.Context, partitions []int) belongings {
-	all := belongings{}
+// belongings asks which namespaces partitions belong to, again if an answer is
+// lost.
+func (l *natsConn) belongings(ctx context.Context, partitions []int) (belongings, error) {
+	all, source := belongings{}, newBackupSource(l)
 	for _, n := range partitions {
 		var info subjects.PartitionInfo
-		err := l.ask(ctx, l.names.PartitionInfo(n), nil, &info)
-		if err != nil && !errors.Is(err, nats.ErrNoResponders) {
-			break
+		if err := source.ask(ctx, n, l.names.PartitionInfo(n), nil, &info); err != nil {
+			return nil, err
 		}
 		if in := belongsTo(info); in != nil {
 			all[n] = *in
 		}
 	}
-	return all
+	return all, nil
 }
 
 // belongingsIn returns what a backup notes.

@@ -108,7 +108,7 @@ func (c *mirrorRunCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
-	if err := compareNamespaces(p, "the source", source.belongings(ctx, partitions), partitions, target.belongings(ctx, partitions)); err != nil {
+	if err := compareMirrored(ctx, p, source, target, partitions); err != nil {
 		return err
 	}
 	if err := errors.Join(source.watchLeaders(), target.watchLeaders()); err != nil {
@@ -154,6 +154,22 @@ func (c *mirrorRunCmd) mirror(ctx context.Context, p *program, open func(partiti
 		})
 	}
 	return group.Wait()
+}
+
+// compareMirrored compares the namespaces of the two clusters. A partition
+// without a leader does not keep the mirror from its work.
+func compareMirrored(ctx context.Context, p *program, source, target *natsConn, partitions []int) error {
+	had, err := source.belongings(ctx, partitions)
+	if err != nil {
+		p.note("--from: whether both have the same namespaces is not known: %v", err)
+		return nil
+	}
+	has, err := target.belongings(ctx, partitions)
+	if err != nil {
+		p.note("whether both have the same namespaces is not known: %v", err)
+		return nil
+	}
+	return compareNamespaces(p, "the source", had, partitions, has)
 }
 
 // check compares the two clusters, and returns their ids and the partitions to

@@ -49,8 +49,11 @@ func TestAMirrorsFirstQuestionsAreAskedAgain(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		w.answer(id+".info.0", func(_ int, m *nats.Msg) {
-			if err := m.Respond([]byte(`{"partition":0}`)); err != nil {
+		w.answer(id+".info.0", func(n int, m *nats.Msg) {
+			if n == 1 {
+				return
+			}
+			if err := m.Respond([]byte(`{"partition":0,"namespace":"orders"}`)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -62,8 +65,14 @@ func TestAMirrorsFirstQuestionsAreAskedAgain(t *testing.T) {
 		t.Cleanup(l.close)
 		return l
 	}
-	from, to, partitions, err := new(mirrorRunCmd).check(t.Context(), side("a"), side("b"))
+	source, target := side("a"), side("b")
+	from, to, partitions, err := new(mirrorRunCmd).check(t.Context(), source, target)
 	if err != nil || from != "a" || to != "b" || len(partitions) != 1 {
 		t.Errorf("%q is mirrored into %q, partitions %v: %v", from, to, partitions, err)
+	}
+	for _, l := range []*natsConn{source, target} {
+		if in, err := l.belongings(t.Context(), partitions); err != nil || in[0].Name != "orders" {
+			t.Errorf("partition 0 belongs to %+v: %v", in, err)
+		}
 	}
 }

@@ -133,7 +133,11 @@ func (c *restoreCmd) Run(ctx context.Context, p *program) error {
 	for _, r := range logs {
 		partitions = append(partitions, r.log.Partition)
 	}
-	if err := compareNamespaces(p, "the cluster that was backed up", belongingsIn(m), partitions, l.belongings(ctx, partitions)); err != nil {
+	has, err := l.belongings(ctx, partitions)
+	if err != nil {
+		return err
+	}
+	if err := compareNamespaces(p, "the cluster that was backed up", belongingsIn(m), partitions, has); err != nil {
 		return err
 	}
 	if err := l.watchLeaders(); err != nil {
