@@ -21,8 +21,7 @@ import (
 	"github.com/cantuslog/cantus/wal/nameindex"
 )
 
-// indexRetry is how long an indexer waits after an error: for space on the
-// disk, say.
+// indexRetry is how long an indexer waits after an error, such as a full disk.
 const indexRetry = time.Second
 
 // indexPause is how long an indexer waits before it adds what has been applied:
@@ -191,12 +190,12 @@ func (x *indexer) stamped(s nameindex.Stamp, at position) bool {
 	return false
 }
 
-// stampOf returns the stamp of the log at the end of a batch. Its bytes hold
-// the times of its transactions, which another log has others of.
+// stampOf returns the stamp of the log at the end of a batch. It covers the
+// times of the batch's transactions, which differ in another log.
 func stampOf(b wal.Batch) uint64 { return xxh3.Hash(b.Bytes()) }
 
-// fit has the index begin where the log does. If the log has not what the index
-// has, all begins anew.
+// fit makes the index begin where the log does. An index that has more than the
+// log starts over.
 func (x *indexer) fit(index *nameindex.Index, at position) {
 	if index.Next() > at.mark+1 {
 		index.Reset(at.first)
@@ -204,7 +203,7 @@ func (x *indexer) fit(index *nameindex.Index, at position) {
 	index.Begin(at.first)
 }
 
-// add adds what the log has and the index has not.
+// add adds the transactions that the index lacks.
 func (x *indexer) add(ctx context.Context, index *nameindex.Index, at position) error {
 	for _, b := range x.store.Batches(index.Next(), at.index) {
 		switch {

@@ -7,9 +7,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// walker reads single transactions of a log, in ascending or descending order.
-// It goes on from one to the next if they are near, and does not decode a batch
-// twice.
+// walker reads single transactions of a log, in any order. If the next one is
+// near and later, it reads on to it, and otherwise looks it up.
 type walker struct {
 	log *wal.Log
 	to  uint64 // no later entry may be read

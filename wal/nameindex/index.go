@@ -171,7 +171,7 @@ const (
 )
 
 // chain sets the runs that follow each other, and those after a gap. It removes
-// the ones that others cover. What is in memory begins after the former.
+// runs that others cover. The tail begins after those that follow each other.
 func (x *Index) chain(found []*run) {
 	x.runs, x.later = nil, nil
 	var end uint64

@@ -24,8 +24,8 @@ type part interface {
 // The error is ErrDense if so many have the rarest term that it costs less to
 // look at all.
 //
-// The rarest term is evaluated first. One that is much more common than what is
-// left is left out: to look at the few candidates in the log costs less.
+// The rarest term is evaluated first. One that is much more common than the
+// remaining candidates is skipped: looking at these in the log costs less.
 func lookup(p part, size uint64, terms []Term) ([]uint32, error) {
 	type evaluated struct {
 		lists []list
@@ -71,8 +71,8 @@ func lookup(p part, size uint64, terms []Term) ([]uint32, error) {
 	return left, nil
 }
 
-// ErrDense is returned by a search in a part of the index of which a large
-// share are candidates.
+// ErrDense is returned by a search that meets a part of the index in which a
+// large share of the transactions are candidates.
 var ErrDense = errors.New("nameindex: too many candidates")
 
 const (
@@ -149,7 +149,10 @@ func (f fresh) find(k Key) list {
 // offsets returns the distances of entries of one key, each once: a transaction
 // may have recorded several locks below one prefix.
 func offsets(entries []uint64) []uint32 {
-	out := make([]uint32, 0, len(entries))
+	return appendOffsets(make([]uint32, 0, len(entries)), entries)
+}
+
+func appendOffsets(out []uint32, entries []uint64) []uint32 {
 	for _, e := range entries {
 		if o := uint32(e & offsetMask); len(out) == 0 || out[len(out)-1] != o {
 			out = append(out, o)

@@ -18,12 +18,7 @@ func writeTail(path string, s run, entries []uint64) (*run, error) {
 		for n < len(entries) && entries[n]&^offsetMask == k {
 			n++
 		}
-		list = list[:0]
-		for _, e := range entries[:n] {
-			if o := uint32(e & offsetMask); len(list) == 0 || list[len(list)-1] != o {
-				list = append(list, o)
-			}
-		}
+		list = appendOffsets(list[:0], entries[:n])
 		w.add(Key(k), list)
 		entries = entries[n:]
 	}
