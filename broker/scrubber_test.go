@@ -227,7 +227,8 @@ func TestADamagedReplicaIsRepairedAtTheStart(t *testing.T) {
 // fetched anew, and until then nothing says that its log differs.
 func TestARebuiltReplicaIsNotDamaged(t *testing.T) {
 	testkit.NotShort(t, "three nodes start, and one is rebuilt")
-	c := openNodes(t, 3, broker.Options{Partitions: 2})
+	const noScrub = -1 // which would not find the damage, since there is none
+	c := openNodes(t, 3, broker.Options{Partitions: 2, ScrubRate: noScrub})
 	c.awaitPlaced("n1")
 	follower := "n3"
 	if c.leader(0, "n1") == follower {
