@@ -31,9 +31,13 @@ func message(subject, payload string, headers ...string) *nats.Msg {
 	return m
 }
 
-// ask sends a request and returns the answer.
+// ask sends a request and returns the answer. A node that has just opened may
+// not serve operations yet.
 func ask(t *testing.T, nc *nats.Conn, subject, payload string, headers ...string) *nats.Msg {
 	t.Helper()
+	if strings.HasPrefix(subject, "cantus.admin.cluster.") && headers == nil {
+		return askLeader(t, nc, subject, payload)
+	}
 	answer, err := nc.RequestMsg(message(subject, payload, headers...), patience)
 	if err != nil {
 		t.Fatalf("request %s %q: %v", subject, payload, err)

@@ -107,23 +107,30 @@ func TestAppendsMeetFaults(t *testing.T) {
 		"kept":          {cantustest.LateAnswer(), 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l := cantustest.New(t, cantustest.Options{})
 			opts := quick
 			if tt.sends > 0 { // no need to wait for silence
 				opts.AttemptTimeout = time.Minute
 			}
-			c := l.NewClient(t, opts)
-			l.FailNext(1, cantustest.Append, tt.fault)
-			for i := range 2 {
-				if _, err := c.Append(soon(t), &client.Request{Payload: fmt.Append(nil, i)}); err != nil {
-					t.Fatal(err)
+			// The advisory that the log has begun to serve may come now, and have
+			// the client send once more. It does not come each time.
+			seen := 0
+			for try := 0; try == 0 || try < 5 && tt.sends > 0 && seen > tt.sends; try++ {
+				l := cantustest.New(t, cantustest.Options{})
+				c := l.NewClient(t, opts)
+				l.FailNext(1, cantustest.Append, tt.fault)
+				for i := range 2 {
+					if _, err := c.Append(soon(t), &client.Request{Payload: fmt.Append(nil, i)}); err != nil {
+						t.Fatal(err)
+					}
+					if i == 0 {
+						seen = l.Seen(cantustest.Append)
+					}
 				}
-				seen := l.Seen(cantustest.Append)
-				if i == 0 && seen != tt.sends && (tt.sends > 0 || seen < 2) {
-					t.Errorf("sent %d times, want %d", seen, tt.sends)
-				}
+				wantPayloads(t, l, "0", "1")
 			}
-			wantPayloads(t, l, "0", "1")
+			if seen != tt.sends && (tt.sends > 0 || seen < 2) {
+				t.Errorf("sent %d times, want %d", seen, tt.sends)
+			}
 		})
 	}
 }
