@@ -76,21 +76,26 @@ func TestAppendReplies(t *testing.T) {
 	}
 }
 
-// A lock that is forgotten has no recorder: a refusal says so, and does not
-// invent one.
+// A lock that the table has forgotten is looked up in the log. What was trimmed
+// has no recorder: a refusal says so, and does not invent one.
 func TestConflictsBehindTheFloor(t *testing.T) {
 	_, nc := one(t, broker.Options{MaxLocks: 2})
 	for _, l := range []string{"a", "b", "c", "d"} {
 		appendTx(t, nc, "cantus.append.0", "x", appendLock, l)
 	}
-	wantBody(t, ask(t, nc, "cantus.append.0", "x", mark, "1", read, "never", read, "a.>", read, "d"),
+	wantBody(t, ask(t, nc, "cantus.append.0", "x", mark, "1", read, "never", read, "b", read, "d"),
 		`{"partition":0,"error":{"code":409,"reason":"conflict","message":"read lock \"d\" was recorded by txid 4, after high-water mark 1: apply up to 4, recompute and send again",`+
-			`"lock":"d","txid":4,"conflicts":[{"lock":"d","mode":"read","txid":4},{"lock":"never","mode":"read","txid":2,"forgotten":true},{"lock":"a.>","mode":"read","txid":2,"forgotten":true}]},"high_water_mark":4}`)
-	const refused = `{"code":409,"reason":"conflict","message":"write lock \"a\" is not remembered and counts as recorded at the floor, txid 2, after high-water mark 1: apply up to 2, recompute and send again",` +
-		`"lock":"a","txid":2,"conflicts":[{"lock":"a","mode":"write","txid":2,"forgotten":true}]}`
-	wantBody(t, ask(t, nc, "cantus.append.0", "x", mark, "1", write, "a"), `{"partition":0,"error":`+refused+`,"high_water_mark":4}`)
-	wantBody(t, ask(t, nc, "cantus.batch.0", string(item("x", mark, "1", write, "a"))),
-		`{"partition":0,"results":[{"index":0,"count":1,"error":`+refused+`}],"high_water_mark":4}`)
+			`"lock":"d","txid":4,"conflicts":[{"lock":"d","mode":"read","txid":4},{"lock":"b","mode":"read","txid":2}]},"high_water_mark":4}`)
+	wantBody(t, ask(t, nc, "cantus.append.0", "x", mark, "1", write, "a"), `{"partition":0,"txid":5,"time":"T"}`)
+	wantBody(t, ask(t, nc, "cantus.batch.0", string(item("x", mark, "0", write, "never"))), `{"partition":0,"results":[{"index":0,"count":1,"txid":6,"time":"T"}],"high_water_mark":6}`)
+	if m := askServed(t, nc, "cantus.admin.trim.0", `{"before":4}`); !strings.Contains(string(m.Data), `"first_txid":4`) {
+		t.Fatalf("%s", m.Data)
+	}
+	const refused = `{"code":409,"reason":"conflict","message":"write lock \"b\" could not be looked up, and counts as recorded by txid 3, after high-water mark 1: apply up to 3, recompute and send again",` +
+		`"lock":"b","txid":3,"conflicts":[{"lock":"b","mode":"write","txid":3,"forgotten":true}]}`
+	wantBody(t, ask(t, nc, "cantus.append.0", "x", mark, "1", write, "b"), `{"partition":0,"error":`+refused+`,"high_water_mark":6}`)
+	wantBody(t, ask(t, nc, "cantus.batch.0", string(item("x", mark, "1", write, "b"))),
+		`{"partition":0,"results":[{"index":0,"count":1,"error":`+refused+`}],"high_water_mark":6}`)
 }
 
 func TestTheFirstOnesTimeStandsInItsRepeats(t *testing.T) {

@@ -6,8 +6,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -34,9 +36,11 @@ type certifier struct {
 	given    int64            // the newest time given to a batch or a trim
 	inFlight []certifiedBatch // oldest first; together all that the table has in flight
 	writer   wal.BatchWriter
+	recent   *recent // of the batches in flight, and some before them
 
-	tx   wal.Transaction     // scratch of record
-	cert lockmgr.Transaction // scratch of record and rebuild
+	where []int               // scratch of isRemembered
+	tx    wal.Transaction     // scratch of record
+	cert  lockmgr.Transaction // scratch of record and rebuild
 }
 
 // certifiedBatch is a batch in flight. Its bytes identify it when they come
@@ -54,33 +58,38 @@ type certification struct {
 	time      int64      // of the first; each one after it has the next nanosecond
 	passed    []*request // in the batch's order
 	notPassed []judged
+	parked    []*natslink.Message // whose transactions the log has to be searched for first
 }
 
 // judged is a request with the verdict on it.
 type judged struct {
 	r       *request
 	verdict lockmgr.Verdict
-	last    uint64 // the last txid given before the verdict
+	matched *subjects.MatchedCondition // for a conflict, nil if locks are violated
+	last    uint64                     // the last txid given before the verdict
 }
 
 func newCertifier(o lockmgr.Options, now func() time.Time) *certifier {
-	return &certifier{now: now, table: lockmgr.New(o)}
+	return &certifier{now: now, table: lockmgr.New(o), recent: newRecent()}
 }
 
 // certify decides on each request in turn, as the leader in a term, and puts
-// those that pass into a batch.
+// those that pass into a batch. It does not decide on the requests of messages
+// that it returns as parked: the log has to be searched for them first.
 func (c *certifier) certify(term uint64, rs []*request) (out certification) {
 	size := batchSize(rs)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	rs, out.parked = c.park(rs)
 	out.first, out.time = c.table.Last()+1, c.nextTime()
 	c.writer.BeginIn(term, out.first, out.time, size)
 	for _, r := range rs {
-		v := c.table.Certify(&r.cert, out.time+int64(c.writer.Count()))
-		if v.Outcome != lockmgr.Pass {
-			out.notPassed = append(out.notPassed, judged{r, v, c.table.Last()})
+		at := out.time + int64(c.writer.Count())
+		if j := c.judge(r, at, out.passed); j.verdict.Outcome != lockmgr.Pass {
+			out.notPassed = append(out.notPassed, j)
 			continue
 		}
+		c.table.Enter(&r.cert, at)
 		c.writer.Add(&r.tx)
 		out.passed = append(out.passed, r)
 	}
@@ -89,8 +98,135 @@ func (c *certifier) certify(term uint64, rs []*request) (out certification) {
 	if n > 0 {
 		out.data = c.writer.Finish()
 		c.inFlight = append(c.inFlight, certifiedBatch{out.data, n})
+		c.recent.add(recentBatch{first: out.first, count: n, data: out.data}, c.table.Committed())
 	}
 	return out
+}
+
+// judge decides on a request, which follows those that have passed.
+func (c *certifier) judge(r *request, at int64, passed []*request) judged {
+	j := judged{r: r, verdict: c.table.Check(&r.cert, at), last: c.table.Last()}
+	if j.verdict.Outcome != lockmgr.Pass || len(r.unless) == 0 {
+		return j
+	}
+	if j.matched = c.match(r, passed); j.matched == nil {
+		return j
+	}
+	j.verdict = lockmgr.Verdict{Outcome: lockmgr.Conflicted}
+	if txid := j.matched.Txid; txid > c.table.Committed() {
+		j.verdict.DependsOn = txid
+	}
+	return j
+}
+
+// match returns the first item of a request's condition that matches, nil if
+// none does.
+func (c *certifier) match(r *request, passed []*request) *subjects.MatchedCondition {
+	for i := range r.unless {
+		if f := r.finding; f != nil && f.unless[i].Txid > 0 {
+			return &f.unless[i]
+		}
+		base := r.base()
+		if c.bound(&r.unless[i]) <= base {
+			continue
+		}
+		if base < c.recent.start && r.finding != nil && r.finding.checks >= maxLogChecks {
+			return &subjects.MatchedCondition{Item: i, Txid: c.recent.start, Forgotten: true}
+		}
+		// If the recent transactions begin later, park has found no match before
+		// them.
+		txid, err := c.recent.find(&r.unless[i], max(base, c.recent.start), passed)
+		if err != nil {
+			return &subjects.MatchedCondition{Item: i, Txid: c.table.Last(), Forgotten: true}
+		}
+		if txid > 0 {
+			return &subjects.MatchedCondition{Item: i, Txid: txid}
+		}
+	}
+	return nil
+}
+
+// bound returns the last transaction that an item can match: the locks are
+// recorded together up to there at most.
+func (c *certifier) bound(item *queryItem) uint64 {
+	last := c.table.Last()
+	for _, l := range item.locks {
+		newest, _ := c.table.NewestOf(l)
+		last = min(last, newest)
+	}
+	return last
+}
+
+// park removes the requests of messages for which the log has to be searched.
+func (c *certifier) park(rs []*request) (rest []*request, parked []*natslink.Message) {
+	for _, r := range rs {
+		if !c.isRemembered(r) && (len(parked) == 0 || parked[len(parked)-1] != r.message) {
+			parked = append(parked, r.message)
+		}
+	}
+	if parked == nil {
+		return rs, nil
+	}
+	for _, r := range rs {
+		if !slices.Contains(parked, r.message) {
+			rest = append(rest, r)
+		}
+	}
+	return rest, parked
+}
+
+// isRemembered reports whether the certifier can decide on a request.
+func (c *certifier) isRemembered(r *request) bool {
+	if r.message == nil || len(r.unless) == 0 && r.cert.HighWaterMark >= c.table.Floor() {
+		return true
+	}
+	if f := r.finding; f != nil && (f.checks >= maxLogChecks || f.decides()) {
+		return true
+	}
+	c.where = c.table.Unknown(c.where[:0], &r.cert)
+	return len(c.where) == 0 && !slices.ContainsFunc(r.unless, func(i queryItem) bool { return c.isUnremembered(r, &i) })
+}
+
+// isUnremembered reports whether an item of a request may match a transaction
+// that is not among the recent ones.
+func (c *certifier) isUnremembered(r *request, item *queryItem) bool {
+	base := r.base()
+	return base < c.recent.start && c.bound(item) > base
+}
+
+// unremembered is what a certifier does not remember for a request.
+type unremembered struct {
+	locks   []lockmgr.Recorder // for each lock its newest recorder, if the certifier knows it
+	unknown []int              // the numbers of checked locks that it does not know
+	items   []int              // the numbers of items that may match
+}
+
+func (u *unremembered) isNone() bool { return len(u.unknown)+len(u.items) == 0 }
+
+// unremembered returns what has to be looked up in the log to decide on a
+// request.
+func (c *certifier) unremembered(r *request) (u unremembered) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.isRemembered(r) {
+		return u
+	}
+	u.unknown = c.table.Unknown(nil, &r.cert)
+	for i := range r.unless {
+		if c.bound(&r.unless[i]) > r.base() { // the recent transactions may have one, too
+			u.items = append(u.items, i)
+		}
+	}
+	u.locks = make([]lockmgr.Recorder, len(r.cert.Locks))
+	for i, l := range r.cert.Locks {
+		if l.Mode == lockmgr.Append || slices.Contains(u.unknown, i) {
+			continue
+		}
+		if txid, exact := c.table.NewestOf(l.Name); txid > r.cert.HighWaterMark {
+			u.locks[i] = lockmgr.Recorder{Txid: txid, Forgotten: !exact}
+		}
+	}
+	return u
 }
 
 // nextTime returns the current time or, if that is not after every time given
@@ -140,6 +276,7 @@ func (c *certifier) record(data []byte, b wal.Batch) (committed uint64, err erro
 		lockTransaction(&c.tx, &c.cert)
 		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)
 	}
+	c.recent.reset(c.table.Committed())
 	return c.table.Committed(), records.Err()
 }
 
@@ -149,6 +286,7 @@ func (c *certifier) rollback() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.revert()
+	c.recent.reset(c.table.Committed())
 	left := c.table.Stats().InFlight
 	invariant.SessionBeginsEmpty.Check(left == 0, uint64(left), 0)
 }
@@ -178,6 +316,7 @@ func (c *certifier) rebuild(committed uint64, at int64, first uint64, walk func(
 		return err
 	}
 	c.table.Rebuilt(first)
+	c.recent.reset(committed)
 	return nil
 }
 

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -289,8 +291,9 @@ func StoreSpace(o *Options, free func() int64) {
 	o.store.FreeSpace = func(string) (int64, error) { return free(), nil }
 }
 
-// Metric returns the sum of a metric's values.
-func Metric(t testing.TB, n *Node, name string) (sum float64) {
+// Metric returns the sum of a metric's values, of those that have some labels'
+// values.
+func Metric(t testing.TB, n *Node, name string, values ...string) (sum float64) {
 	t.Helper()
 	families, err := n.metrics.registry.Gather()
 	if err != nil {
@@ -301,7 +304,15 @@ func Metric(t testing.TB, n *Node, name string) (sum float64) {
 			continue
 		}
 		for _, m := range f.GetMetric() {
-			sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			left := len(values)
+			for _, l := range m.GetLabel() {
+				if slices.Contains(values, l.GetValue()) {
+					left--
+				}
+			}
+			if left == 0 {
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
 		}
 	}
 	return sum
@@ -323,4 +334,19 @@ var BootstrapVoters = bootstrapVoters
 // directory.
 func Survey(n *Node, partition int) (Surviving, error) {
 	return survey(partition, n.store.Log(uint32(partition)))
+}
+
+// CheckLog looks in the log for what conflicts with a transaction, and returns
+// how far it has looked.
+func CheckLog(t *testing.T, n *Node, partition int, header []byte) (through uint64) {
+	t.Helper()
+	m := &natslink.Message{Header: header}
+	if err := n.replicas.get(partition).current().logChecker.check(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	f := m.Note.(*logNote).of(0)
+	if f == nil {
+		t.Fatal("nothing was to be looked for")
+	}
+	return f.through
 }

@@ -133,7 +133,7 @@ func FuzzQuery(f *testing.F) {
 			q.wait < 0 || q.wait.Seconds() > subjects.MaxReadWaitSeconds || q.lock != "" && subjects.CheckLock(q.lock) != nil {
 			t.Fatalf("%q is decoded as %+v", body, q)
 		}
-		for k := range q.kinds {
+		for _, k := range q.kinds {
 			if subjects.CheckKind(k) != nil {
 				t.Fatalf("%q is decoded as %+v", body, q)
 			}

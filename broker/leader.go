@@ -136,11 +136,13 @@ func (r *replica) runLeader(stopping context.Context) error {
 	var background sync.WaitGroup
 	background.Go(func() { r.endWithTerm(ctx, term, cancel) })
 	r.queue.open()
+	r.logChecker.queue.open()
 	r.cursors.queue.open()
 	r.session.cancel.Store(&cancel)
 	s := newSession(r.sessionConfig(term, cancel))
 	r.session.slots.Store(&s.sequencer.slots)
 	s.start(ctx, &background)
+	background.Go(func() { r.logChecker.run(ctx) })
 	background.Go(func() { r.cursors.run(ctx, term) })
 	background.Go(func() { r.reconcile(ctx) })
 	background.Go(func() { r.retainer.run(ctx) })
@@ -246,7 +248,8 @@ func (r *replica) sessionConfig(term uint64, end func(error)) sessionConfig {
 	return sessionConfig{
 		id: r.id, partition: f.number, partitions: f.partitions, names: f.names, term: term, log: r.log, metrics: &r.metrics, stages: h.metrics.stages, tracer: h.tracer,
 		queue: r.queue, certifier: r.state.certifier, inflight: h.inflight,
-		propose: func(data []byte) proposal { return r.group.Propose(data) }, rejected: r.rejected, countRefused: r.limiter.count,
+		propose:  func(data []byte) proposal { return r.group.Propose(data) },
+		checkLog: func(m *natslink.Message) { r.logChecker.queue.putOrReject(m, &r.refusals) }, rejected: r.rejected, countRefused: r.limiter.count,
 		mark: func() uint64 { return r.state.position().mark }, promotedAfter: r.state.promotedAfter, confirmLeader: func() bool { return r.requests.confirmLeader(term) }, end: end, setLate: r.queue.setLate,
 		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: f.feedKey, adviseRefused: r.refusals.advisory, adviseAll: r.refusals.conflicts.advise,
 	}
@@ -258,7 +261,7 @@ func (r *replica) closeQueues(newLeader bool) {
 	for _, q := range []struct {
 		*queue
 		subject string
-	}{{r.queue, r.face.names.Append(r.face.number)}, {r.cursors.queue, r.face.names.Cursor(r.face.number, "any")}} {
+	}{{r.queue, r.face.names.Append(r.face.number)}, {r.logChecker.queue, r.face.names.Append(r.face.number)}, {r.cursors.queue, r.face.names.Cursor(r.face.number, "any")}} {
 		rest := q.close()
 		if newLeader && r.host.nats.HasInterest(q.subject) {
 			r.forward(rest)

@@ -48,8 +48,8 @@ func newMetrics() *metrics {
 	}
 	m.appended = counter("transactions_committed_total", "Transactions that this node has committed as a leader.", byPartition...)
 	m.refusals = counter("requests_refused_total", "Requests that were refused, by the reason that the client was given.", "partition", "reason")
-	m.conflicts = counter("conflicts_total", "Transactions that were refused because of a conflict, by the mode of the lock that the refusal names.", "partition", "mode")
-	m.forgotten = counter("conflicts_forgotten_total", "Those of the conflicts that may be false: the lock is forgotten, and counts as recorded at the lock table's floor.", byPartition...)
+	m.conflicts = counter("conflicts_total", "Transactions that were refused because of a conflict, by the mode of the lock that the refusal names, or unless for a condition.", "partition", "mode")
+	m.forgotten = counter("conflicts_forgotten_total", "Those of the conflicts that may be false: what was trimmed, or too much of the log, would have to be searched.", byPartition...)
 	m.leaderships = counter("leaderships_total", "How often this node has begun to lead the partition.", byPartition...)
 	m.batches = counter("batches_committed_total", "Batches (Raft entries) that this node has committed as a leader.", byPartition...)
 	m.bytes = counter("batch_bytes_total", "Bytes of the batches committed.", byPartition...)
@@ -124,8 +124,8 @@ func (m *metrics) partition(id int, stats *serviceStats) partitionMetrics {
 	m.damageFound.WithLabelValues(l)
 	m.damageRepaired.WithLabelValues(l)
 	conflicts := map[string]prometheus.Counter{}
-	for _, mode := range []lockmgr.Mode{lockmgr.Read, lockmgr.Write, lockmgr.Append} {
-		conflicts[mode.String()] = m.conflicts.WithLabelValues(l, mode.String())
+	for _, mode := range []string{lockmgr.Read.String(), lockmgr.Write.String(), conditionMode} {
+		conflicts[mode] = m.conflicts.WithLabelValues(l, mode)
 	}
 	return partitionMetrics{
 		appended: m.appended.WithLabelValues(l), batches: m.batches.WithLabelValues(l), bytes: m.bytes.WithLabelValues(l),
@@ -156,18 +156,27 @@ func (m *partitionMetrics) refused(endpoint string, reason subjects.Reason) {
 }
 
 // conflicted counts a refusal if it is one because of a conflict. The conflict
-// that it names is the newest: if that one's lock is forgotten, all are.
+// that it names is the newest: if that one may be false, all may.
 func (m *partitionMetrics) conflicted(e *subjects.Error) {
-	if e.Reason != subjects.Conflict || len(e.Conflicts) == 0 {
+	mode, forgotten := "", false
+	switch {
+	case e.Reason != subjects.Conflict:
 		return
+	case e.Unless != nil:
+		mode, forgotten = conditionMode, e.Unless.Forgotten
+	case len(e.Conflicts) > 0:
+		mode, forgotten = e.Conflicts[0].Mode, e.Conflicts[0].Forgotten
 	}
-	if c := m.conflicts[e.Conflicts[0].Mode]; c != nil {
+	if c := m.conflicts[mode]; c != nil {
 		c.Inc()
 	}
-	if e.Conflicts[0].Forgotten {
+	if forgotten {
 		m.forgotten.Inc()
 	}
 }
+
+// conditionMode stands for the mode of a lock where a condition matches.
+const conditionMode = "unless"
 
 func (m *partitionMetrics) read(transactions int) {
 	m.reads.Inc()

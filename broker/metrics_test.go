@@ -100,8 +100,8 @@ func TestCertificateExpiryInMetrics(t *testing.T) {
 	must("after a reload that failed", later)
 }
 
-// Conflicts are counted by the mode of the lock, and those of locks that are
-// forgotten once more.
+// Conflicts are counted by the mode of the lock, and those that may be false
+// once more.
 func TestConflictsInMetrics(t *testing.T) {
 	n, nc := one(t, broker.Options{MaxLocks: 2})
 	for _, lock := range []string{"a", "b", "c", "d"} {
@@ -112,9 +112,14 @@ func TestConflictsInMetrics(t *testing.T) {
 	if all := broker.Metric(t, n, "cantus_conflicts_total"); all != 2 || broker.Metric(t, n, "cantus_conflicts_forgotten_total") != 0 {
 		t.Errorf("%v conflicts with a lock that is known", all)
 	}
+	appendTx(t, nc, "cantus.append.0", "x", subjects.HeaderUnless, `{"locks":["d"]}`, subjects.HeaderHighWaterMark, "3")
+	if all := broker.Metric(t, n, "cantus_conflicts_total", "unless"); all != 1 {
+		t.Errorf("%v conflicts with a condition", all)
+	}
+	askServed(t, nc, "cantus.admin.trim.0", `{"before":3}`)
 	appendTx(t, nc, "cantus.append.0", "x", write, "never", subjects.HeaderHighWaterMark, "0")
-	if all := broker.Metric(t, n, "cantus_conflicts_total"); all != 3 || broker.Metric(t, n, "cantus_conflicts_forgotten_total") != 1 {
-		t.Errorf("%v conflicts, %v with a forgotten lock", all, broker.Metric(t, n, "cantus_conflicts_forgotten_total"))
+	if all := broker.Metric(t, n, "cantus_conflicts_total"); all != 4 || broker.Metric(t, n, "cantus_conflicts_forgotten_total") != 1 {
+		t.Errorf("%v conflicts, %v that may be false", all, broker.Metric(t, n, "cantus_conflicts_forgotten_total"))
 	}
 	if floor, locks := broker.Metric(t, n, "cantus_lock_table_floor_txid"), broker.Metric(t, n, "cantus_lock_table_locks"); floor != 2 || locks != 2 {
 		t.Errorf("%v locks, and the floor at %v", locks, floor)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cantuslog/cantus/subjects"
@@ -18,7 +19,7 @@ type query struct {
 	max      int
 	maxBytes int
 	wait     time.Duration
-	kinds    map[string]bool // all if nil
+	kinds    []string // all if empty
 	lock     string
 	items    []queryItem // one of them must apply, unless there are none
 	msgID    string      // for a get, "" for any
@@ -60,11 +61,10 @@ func parseQuery(body []byte) (query, error) {
 	if err := q.bound(&r); err != nil {
 		return q, err
 	}
-	kinds, err := kindSet("kinds", r.Kinds)
-	if err != nil {
+	if err := checkKinds("kinds", r.Kinds); err != nil {
 		return q, err
 	}
-	q.kinds = kinds
+	q.kinds = r.Kinds
 	if err := q.setItems(&r); err != nil {
 		return q, err
 	}
@@ -106,23 +106,11 @@ func (q *query) setItems(r *readBody) error {
 		return subjects.Errorf(subjects.BadRequest, "query has %d items: at most %d are allowed", n, subjects.MaxQueryItems)
 	}
 	for i, item := range r.Query {
-		name := fmt.Sprintf("query[%d]", i)
-		switch n := len(item.Locks); {
-		case n == 0 && len(item.Kinds) == 0:
-			return subjects.Errorf(subjects.BadRequest, "%s has neither kinds nor locks: every transaction has no such name; leave the query out for all", name)
-		case n > subjects.MaxQueryLocks:
-			return subjects.Errorf(subjects.BadRequest, "%s.locks has %d names: at most %d are allowed", name, n, subjects.MaxQueryLocks)
-		}
-		kinds, err := kindSet(name+".kinds", item.Kinds)
-		if err != nil {
+		item := queryItem{item.Kinds, item.Locks}
+		if err := item.check(fmt.Sprintf("query[%d]", i)); err != nil {
 			return err
 		}
-		for _, l := range item.Locks {
-			if err := subjects.CheckLock(l); err != nil {
-				return err
-			}
-		}
-		q.items = append(q.items, queryItem{kinds, item.Locks})
+		q.items = append(q.items, item)
 	}
 	return nil
 }
@@ -130,12 +118,43 @@ func (q *query) setItems(r *readBody) error {
 // queryItem applies to transactions of one of the kinds, if there are any, that
 // have recorded a lock overlapping each of the locks.
 type queryItem struct {
-	kinds map[string]bool
+	kinds []string
 	locks []string
 }
 
+// text describes the item for people.
+func (i *queryItem) text() string {
+	var parts []string
+	if len(i.kinds) > 0 {
+		parts = append(parts, "kind "+strings.Join(i.kinds, " or "))
+	}
+	if len(i.locks) > 0 {
+		parts = append(parts, "lock "+strings.Join(i.locks, " and "))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// check checks an item, which messages call by a name.
+func (i *queryItem) check(name string) error {
+	switch n := len(i.locks); {
+	case n == 0 && len(i.kinds) == 0:
+		return subjects.Errorf(subjects.BadRequest, "%s has neither kinds nor locks: every transaction has no such name; leave it out for all", name)
+	case n > subjects.MaxQueryLocks:
+		return subjects.Errorf(subjects.BadRequest, "%s.locks has %d names: at most %d are allowed", name, n, subjects.MaxQueryLocks)
+	}
+	if err := checkKinds(name+".kinds", i.kinds); err != nil {
+		return err
+	}
+	for _, l := range i.locks {
+		if err := subjects.CheckLock(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (i *queryItem) matches(t *wal.Transaction) bool {
-	if i.kinds != nil && !i.kinds[string(t.Kind)] {
+	if !isOneOf(i.kinds, t.Kind) {
 		return false
 	}
 	for _, l := range i.locks {
@@ -144,6 +163,11 @@ func (i *queryItem) matches(t *wal.Transaction) bool {
 		}
 	}
 	return true
+}
+
+// isOneOf reports whether a kind is one of kinds, or may be any.
+func isOneOf(kinds []string, kind []byte) bool {
+	return len(kinds) == 0 || slices.Contains(kinds, text(kind))
 }
 
 // recorded reports whether a transaction has recorded a lock that overlaps one.
@@ -159,9 +183,9 @@ func recorded(t *wal.Transaction, lock string) bool {
 // terms returns what the item asks of an index. It has none if every
 // transaction may be asked for.
 func (i *queryItem) terms(h nameindex.Hasher) (terms nameindex.Item) {
-	if i.kinds != nil {
+	if len(i.kinds) > 0 {
 		var kinds nameindex.Term
-		for k := range i.kinds {
+		for _, k := range i.kinds {
 			kinds = append(kinds, h.Kind(k))
 		}
 		terms = append(terms, kinds)
@@ -235,27 +259,23 @@ func (q *query) bound(r *readBody) error {
 	return nil
 }
 
-// kindSet returns the kinds in a field of a body, nil if there are none.
-func kindSet(field string, kinds []string) (set map[string]bool, err error) {
+// checkKinds checks the kinds in a field of a body.
+func checkKinds(field string, kinds []string) error {
 	if len(kinds) > subjects.MaxKinds {
-		return nil, subjects.Errorf(subjects.BadRequest, "%s has %d names: at most %d are allowed; leave it out for all", field, len(kinds), subjects.MaxKinds)
+		return subjects.Errorf(subjects.BadRequest, "%s has %d names: at most %d are allowed; leave it out for all", field, len(kinds), subjects.MaxKinds)
 	}
 	for _, k := range kinds {
 		if err := subjects.CheckKind(k); err != nil {
-			return nil, err
+			return err
 		}
-		if set == nil {
-			set = make(map[string]bool, len(kinds))
-		}
-		set[k] = true
 	}
-	return set, nil
+	return nil
 }
 
 // matches reports whether the query asks for t.
 func (q *query) matches(t *wal.Transaction) bool {
 	switch {
-	case t.Time < q.fromTime, q.kinds != nil && !q.kinds[string(t.Kind)], q.lock != "" && !recorded(t, q.lock):
+	case t.Time < q.fromTime, !isOneOf(q.kinds, t.Kind), q.lock != "" && !recorded(t, q.lock):
 		return false
 	case q.msgID != "":
 		return q.msgID == text(t.MsgID)

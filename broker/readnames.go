@@ -96,15 +96,16 @@ func (r *readAnswer) scanDown(ctx context.Context, at position, low uint64) erro
 	return err
 }
 
-// findNewest returns the newest transaction, up to one, that a query asks for,
-// 0 if there is none; next is then where the search would go on.
-func (r *reader) findNewest(ctx context.Context, at position, q *query, from uint64) (txid, next uint64, err error) {
+// findNewest returns the newest transaction from low to high that a query asks
+// for, 0 if there is none; next is then where the search would go on, low-1 if
+// it is complete.
+func (r *reader) findNewest(ctx context.Context, at position, q *query, high, low uint64) (txid, next uint64, err error) {
 	if err := acquireScan(ctx, r.scans); err != nil {
 		return 0, 0, err
 	}
 	defer r.scans.Release(1)
 	var s scanned
-	next, err = r.down(at, q, from, at.first, &s, func(t *wal.Transaction) (done bool, err error) {
+	next, err = r.down(at, q, high, low, &s, func(t *wal.Transaction) (done bool, err error) {
 		if q.matches(t) {
 			txid = t.Txid
 			return true, nil

@@ -36,6 +36,7 @@ func (n *Node) Reload(opts Options) error {
 	}
 	for r := range n.replicas.open() { // one that is opened now takes it from limits
 		r.queue.resize(next.QueueBytes)
+		r.logChecker.queue.resize(next.QueueBytes)
 		r.cursors.queue.resize(next.QueueBytes)
 	}
 	n.space.check()

@@ -53,6 +53,7 @@ type replica struct {
 	retainer   retainer
 	limiter    limiter
 	indexer    indexer
+	logChecker logChecker
 }
 
 // view serves the requests to a partition that are not appends, under the names
@@ -112,7 +113,7 @@ func (r *replica) wire() {
 	cursors := newQueue(h.queueBytes)
 	times := timeSearch{store: r.store, between: r.state.timesBetween, scans: h.scans, archived: r.archived.find}
 	r.unsendable = unsendable{partition: r.id, names: r.face.names, log: r.log, store: r.store, nats: h.nats, position: position}
-	r.gate = diskGate{partition: r.id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, queues: []*queue{r.queue, cursors}, opened: r.opened}
+	r.gate = diskGate{partition: r.id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, opened: r.opened}
 	r.fencing = fencing{
 		partition: r.id, self: h.name, log: r.log, store: r.store, digests: &r.digests, session: &r.session,
 		advise: h.advise, announce: h.announce, fail: h.fail, background: h.background, opened: r.opened,
@@ -130,6 +131,8 @@ func (r *replica) wire() {
 	r.wireView(&r.view, h.names, r.id, times)
 	r.wireView(&r.faced, r.face.names, r.face.number, times)
 	r.view.info.part = r.face.part
+	r.wireLogChecker()
+	r.gate.queues = []*queue{r.queue, r.logChecker.queue, cursors}
 	r.cursors = cursorWriter{
 		partition: r.id, face: &r.face, queue: cursors, state: r.state, gate: &r.gate, limiter: &r.limiter, now: h.now,
 		metrics: &r.metrics, requests: &r.requests, refusals: &r.refusals,
@@ -154,6 +157,13 @@ func (r *replica) wire() {
 	r.restorer = restorer{
 		partition: r.id, cluster: h.cluster, state: r.state, gate: &r.gate, requests: &r.requests, now: h.now,
 		feed: mirrored.publishLog, ended: r.adviseLeader,
+	}
+}
+
+func (r *replica) wireLogChecker() {
+	r.logChecker = logChecker{
+		batchSubject: r.face.batch, queue: newQueue(r.host.queueBytes), back: r.queue,
+		refusals: &r.refusals, certifier: r.state.certifier, reader: &r.reader, limits: r.host.nats,
 	}
 }
 

@@ -20,8 +20,12 @@ type request struct {
 	batch *batchMessage
 	index int // in batch
 
+	message *natslink.Message // that it was received in, nil in tests
+	finding *logFinding       // what was found in the log for it, nil if that was not searched
+
 	tx     wal.Transaction     // what is stored
 	cert   lockmgr.Transaction // what is certified
+	unless []queryItem         // its condition
 	seen   seenHeaders
 	traced *traces.Append // nil unless the append is traced
 	size   int            // payload and headers, as they are sent to readers
@@ -46,22 +50,26 @@ func (a *requestArena) add(reply string) *request {
 	if a.n == len(a.blocks)*arenaBlock {
 		a.blocks = append(a.blocks, make([]request, arenaBlock))
 	}
-	r := &a.blocks[a.n/arenaBlock][a.n%arenaBlock]
 	a.n++
+	r := a.at(a.n - 1)
 	r.reply = reply
 	return r
 }
+
+// at returns request number i of those in use.
+func (a *requestArena) at(i int) *request { return &a.blocks[i/arenaBlock][i%arenaBlock] }
 
 // free returns the arena to the pool. Nothing may refer to its requests any
 // more.
 func (a *requestArena) free() {
 	for i := range a.n {
 		r := &a.blocks[i/arenaBlock][i%arenaBlock]
-		locks, stored := r.cert.Locks, r.tx.Locks
+		locks, stored, unless := r.cert.Locks, r.tx.Locks, r.unless
 		clear(locks)
 		clear(stored)
+		clear(unless)
 		*r = request{} // refers to no message
-		r.cert.Locks, r.tx.Locks = locks[:0], stored[:0]
+		r.cert.Locks, r.tx.Locks, r.unless = locks[:0], stored[:0], unless[:0]
 	}
 	a.n = 0
 	requestArenas.Put(a)
@@ -103,16 +111,32 @@ func (r *request) decode(header, payload []byte, limit int) *subjects.Error {
 		r.cert.ID = lockmgr.HashID(text(r.tx.MsgID))
 		r.cert.Fingerprint = lockmgr.Fingerprint(payload)
 	}
+	if r.finding != nil {
+		r.cert.Older, r.cert.Through = r.finding.locks, r.finding.through
+	}
 	return nil
+}
+
+// base returns the transaction up to which the condition was checked.
+func (r *request) base() uint64 {
+	if r.finding == nil {
+		return r.cert.HighWaterMark
+	}
+	return max(r.cert.HighWaterMark, r.finding.through)
 }
 
 var defaultKind = []byte(subjects.DefaultKind)
 
-// checkMark refuses a checked lock without a high-water mark to check it
-// against.
+// checkMark refuses a checked lock, or a condition, without a high-water mark
+// to check it against.
 func (r *request) checkMark() *subjects.Error {
 	if r.cert.HasHighWaterMark {
 		return nil
+	}
+	if len(r.unless) > 0 {
+		return subjects.Errorf(subjects.BadRequest,
+			"%s is missing: %s is checked against it, so give the txid up to which you had read or applied the partition (0 for nothing yet)",
+			subjects.HeaderHighWaterMark, subjects.HeaderUnless)
 	}
 	for _, l := range r.cert.Locks {
 		if l.Mode != lockmgr.Append {
@@ -138,6 +162,8 @@ func (r *request) field(key, value []byte) error {
 		return r.locks(subjects.HeaderReadLock, wal.ReadLock, value)
 	case subjects.HeaderAppendLock:
 		return r.locks(subjects.HeaderAppendLock, wal.AppendLock, value)
+	case subjects.HeaderUnless:
+		return r.addUnless(value)
 	case subjects.HeaderHighWaterMark:
 		n, err := r.number(seenMark, subjects.HeaderHighWaterMark, value)
 		r.tx.HighWaterMark, r.tx.HasHighWaterMark = n, true

@@ -47,6 +47,8 @@ func (c *partitionCollector) view(r *replica, now time.Time) *replicaView {
 	v := &replicaView{r: r, at: r.state.position(), status: r.group.Status(), serves: r.serving.Load()}
 	v.locks, v.batches = r.state.certifier.figures()
 	v.requests, v.queued = r.queue.waiting()
+	searched, bytes := r.logChecker.queue.waiting()
+	v.requests, v.queued = v.requests+searched, v.queued+bytes
 	v.bytes, v.cursors = r.state.figures()
 	if v.status.State != "leader" {
 		v.behind, v.lag = r.lag.read(v.at.mark, now)

@@ -38,10 +38,11 @@ type sequencer struct {
 	countRefused  func(e *subjects.Error, n int)
 	limits        messageLimit
 	certified     chan<- *batch
-	slots         chan struct{} // of the partition's batches in flight
-	replyRejected func(*batch)  // replies to a batch that was rejected
-	answerLate    func(*batch)  // replies to a batch that has no outcome yet
-	late          *atomic.Int64 // batches in flight that were replied to
+	slots         chan struct{}           // of the partition's batches in flight
+	checkLog      func(*natslink.Message) // has the log searched for a message, which is put in the queue again then
+	replyRejected func(*batch)            // replies to a batch that was rejected
+	answerLate    func(*batch)            // replies to a batch that has no outcome yet
+	late          *atomic.Int64           // batches in flight that were replied to
 	tracer        *traces.Tracer
 }
 
@@ -140,11 +141,31 @@ func (s *sequencer) sequence(ms []*natslink.Message) *batch {
 	for _, f := range b.notPassed {
 		b.decide(f.r, s.outcome(f), f.verdict.DependsOn)
 	}
+	s.park(b)
 	if b.data != nil {
 		b.proposed = time.Now()
 		b.proposal = s.propose(b.data)
 	}
 	return b
+}
+
+// park hands over the messages for which the log has to be searched. They come
+// back, and are not part of this batch.
+func (s *sequencer) park(b *batch) {
+	for _, m := range b.parked {
+		b.decided = slices.DeleteFunc(b.decided, func(d earlyOutcome) bool { return d.r.message == m })
+		for i := range b.requests.n {
+			if r := b.requests.at(i); r.message == m && r.traced != nil {
+				b.traced = slices.DeleteFunc(b.traced, func(a *traces.Append) bool { return a == r.traced })
+			}
+		}
+		if m.Subject == s.batchSubject {
+			b.batches--
+		} else {
+			b.singles--
+		}
+		s.checkLog(m)
+	}
 }
 
 // decide adds an outcome that is not the request's own commit.
@@ -184,6 +205,8 @@ func (s *sequencer) decode(b *batch, rs []*request, m *natslink.Message) []*requ
 	if m.Subject != s.batchSubject {
 		b.singles++
 		r := b.requests.add(m.Reply)
+		note, _ := m.Note.(*logNote)
+		r.message, r.finding = m, note.of(0)
 		err := s.checkKey(m)
 		if err == nil {
 			err = r.decode(m.Header, m.Payload, limit)
@@ -202,10 +225,12 @@ func (s *sequencer) decode(b *batch, rs []*request, m *natslink.Message) []*requ
 		return rs
 	}
 	rs = slices.Grow(rs, items.count)
+	note, _ := m.Note.(*logNote)
 	call := &batchMessage{reply: m.Reply, left: items.count, outcomes: make([]outcome, items.count)}
 	for i := range items.count {
 		r := b.requests.add(m.Reply)
 		r.batch, r.index = call, i
+		r.message, r.finding = m, note.of(i)
 		header, payload := items.next()
 		err := r.decode(header, payload, limit)
 		s.trace(b, r, m.Received)
@@ -262,7 +287,22 @@ func (s *sequencer) outcome(f judged) outcome {
 		return outcome{err: subjects.Errorf(subjects.WrongLast,
 			"expected last sequence %d is not the high-water mark", r.cert.ExpectedLast)}
 	}
+	if f.matched != nil {
+		return outcome{err: matched(f.matched, &r.unless[f.matched.Item], r.cert.HighWaterMark)}
+	}
 	return outcome{err: conflict(v.Conflicts, r.cert.HighWaterMark)}
+}
+
+// matched describes an item of a condition that matches, as the client sees it.
+func matched(m *subjects.MatchedCondition, item *queryItem, mark uint64) *subjects.Error {
+	how := "matches"
+	if m.Forgotten {
+		how = "was not looked for in all of the log, and counts as matching"
+	}
+	e := subjects.Errorf(subjects.Conflict, "item %d of %s (%s) %s txid %d, after high-water mark %d: apply up to %d, decide again and send again",
+		m.Item, subjects.HeaderUnless, item.text(), how, m.Txid, mark, m.Txid)
+	e.Txid, e.Unless = m.Txid, m
+	return e
 }
 
 // conflict describes violated locks, the newest first, as the client sees them.
@@ -270,7 +310,7 @@ func conflict(violated []lockmgr.Conflict, mark uint64) *subjects.Error {
 	newest := violated[0]
 	how := fmt.Sprintf("was recorded by txid %d", newest.Txid)
 	if newest.Forgotten {
-		how = fmt.Sprintf("is not remembered and counts as recorded at the floor, txid %d", newest.Txid)
+		how = fmt.Sprintf("could not be looked up, and counts as recorded by txid %d", newest.Txid)
 	}
 	e := subjects.Errorf(subjects.Conflict, "%s lock %q %s, after high-water mark %d: apply up to %d, recompute and send again",
 		newest.Mode, newest.Name, how, mark, newest.Txid)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/broker/internal/traces"
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -30,6 +31,10 @@ import (
 //     transactions on the feed. It blocks on its own connection, so slow
 //     subscribers delay replies only when maxInflight batches are waiting for
 //     it.
+//
+// A message whose high-water mark is older than what the certifier remembers
+// leaves the sequencer: a goroutine beside the session searches the log for it
+// (see logChecker), and puts it in the queue again.
 //
 // Raft's apply goroutine meets them in two mutexes alone: the certifier's, and
 // the partitionState's, which the responder takes to read the high-water mark.
@@ -71,6 +76,8 @@ type sessionConfig struct {
 	certifier *certifier
 	inflight  *inflightLimit
 	propose   func(data []byte) proposal
+	// checkLog has the log searched for a message.
+	checkLog func(*natslink.Message)
 	// rejected returns why no transaction can be stored now, nil if it can.
 	rejected func() error
 	// countRefused is told how many transactions were rejected with an error.
@@ -105,7 +112,7 @@ func newSession(c sessionConfig) *session {
 		sequencer: sequencer{
 			id: c.id, partition: c.partition, partitions: c.partitions, names: c.names, term: c.term,
 			direct: c.names.Append(c.partition), batchSubject: c.names.Batch(c.partition),
-			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, rejected: c.rejected, countRefused: c.countRefused,
+			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, checkLog: c.checkLog, rejected: c.rejected, countRefused: c.countRefused,
 			limits: c.nats, certified: certified, slots: make(chan struct{}, maxInflight), tracer: c.tracer,
 		},
 		publisher: publisher{

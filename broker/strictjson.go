@@ -119,39 +119,54 @@ func unicodeEscape(s string) (r rune, ok bool) {
 // encoding/json treats like a missing field.
 func checkFields(body string) error {
 	d := json.NewDecoder(strings.NewReader(body))
-	seen := map[string]bool{}
+	var open []jsonValue // innermost last
 	last := ""
-	for depth, key := 0, true; ; {
+	for {
 		t, err := d.Token()
 		if err != nil {
 			return nil //nolint:nilerr // decoding returns this error again
 		}
-		switch v := t.(type) {
-		case json.Delim:
-			if v == '{' || v == '[' {
-				depth++
-				continue
-			}
-			if depth--; depth == 0 {
+		if v, ok := t.(json.Delim); ok && (v == '}' || v == ']') {
+			if open = open[:len(open)-1]; len(open) == 0 {
 				return nil
 			}
-			key = true // after a value
-		case string:
-			if depth == 1 && key {
-				if seen[v] {
-					return subjects.Errorf(subjects.BadRequest, "body: field %q is given twice", v)
+			continue
+		}
+		if len(open) > 0 {
+			in := &open[len(open)-1]
+			if in.key = in.fields != nil && !in.key; in.key {
+				last = t.(string)
+				if err := in.check(last); err != nil {
+					return err
 				}
-				if small := strings.ToLower(v); small != v {
-					return subjects.Errorf(subjects.BadRequest, "body: unknown field %q: fields are in small letters", v)
-				}
-				seen[v], key, last = true, false, v
 				continue
 			}
-			key = depth == 1 || key
+		}
+		switch v := t.(type) {
+		case json.Delim:
+			open = append(open, jsonValue{})
+			if v == '{' {
+				open[len(open)-1].fields = map[string]bool{}
+			}
 		case nil:
 			return subjects.Errorf(subjects.BadRequest, "body: null in field %q: give a value, or leave the field out", last)
-		default:
-			key = depth == 1 || key
 		}
 	}
+}
+
+// jsonValue is an object or an array that is being read.
+type jsonValue struct {
+	fields map[string]bool // those seen so far, nil for an array
+	key    bool            // the last token was a field's name
+}
+
+func (v *jsonValue) check(field string) error {
+	if v.fields[field] {
+		return subjects.Errorf(subjects.BadRequest, "body: field %q is given twice", field)
+	}
+	if small := strings.ToLower(field); small != field {
+		return subjects.Errorf(subjects.BadRequest, "body: unknown field %q: fields are in small letters", field)
+	}
+	v.fields[field] = true
+	return nil
 }

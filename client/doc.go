@@ -26,6 +26,8 @@
 //     conflict.
 //   - [Query] selects transactions by their kinds and locks, and
 //     [Client.Query] returns them with the mark of the state that they make.
+//   - [Decide] makes a decision from such transactions, and appends it unless
+//     there are more of them by then.
 //   - [Cursor] is a position that is stored in the log itself.
 //
 // Package [github.com/cantuslog/cantus/client/sqlview] is a [View] in a SQL
@@ -96,15 +98,16 @@ package client
 //
 // An append goes through these files:
 //
-//	client.go   Append: checks the request, acquires, finds the sender
-//	request.go  checks a request and encodes it as a frame
-//	limiter.go  limits what is in flight, over all partitions
-//	sender.go   fills batches, sends and resends them: one sender per partition
-//	batch.go    a message of several transactions, and their futures
-//	answer.go   handles a batch's answer (reply.go decodes it)
-//	future.go   the outcome of one transaction
-//	leader.go   what suggests that an answer is lost
-//	drain.go    waits for all outcomes
+//	client.go     Append: checks the request, acquires, finds the sender
+//	request.go    checks a request and encodes it as a frame
+//	condition.go  encodes its condition
+//	limiter.go    limits what is in flight, over all partitions
+//	sender.go     fills batches, sends and resends them: one sender per partition
+//	batch.go      a message of several transactions, and their futures
+//	answer.go     handles a batch's answer (reply.go decodes it)
+//	future.go     the outcome of one transaction
+//	leader.go     what suggests that an answer is lost
+//	drain.go      waits for all outcomes
 //
 // A follower goes through these:
 //
@@ -123,6 +126,7 @@ package client
 //	history.go      whether a cluster has what another one had
 //	get.go          single transactions
 //	query.go        transactions by name
+//	decide.go       decisions from them
 //	cursor.go       cursors
 //	nopartition.go  finds out that a partition does not exist
 //

@@ -96,12 +96,15 @@ type RefusedError struct {
 	HighWaterMark uint64
 	// Lock is set with ErrConflict: the violated lock that was recorded last.
 	Lock string
-	// Txid is the transaction that recorded Lock, or the partition's floor if
-	// that transaction is forgotten, as Conflicts says. With ErrIDReused it is
-	// the transaction that has the message id.
+	// Txid is the transaction that recorded Lock, or the one up to which the
+	// log could not be searched, as Conflicts says. With ErrIDReused it is the
+	// transaction that has the message id.
 	Txid uint64
 	// Conflicts is set with ErrConflict: every violated lock, newest first.
 	Conflicts []subjects.ConflictingLock
+	// Unless is set with ErrConflict if the condition is the cause: the item
+	// that matches. There are no Lock and Conflicts then.
+	Unless *subjects.MatchedCondition
 	// FirstTxid is set with ErrTrimmed: the oldest transaction kept.
 	FirstTxid uint64
 	// Limit is set with ErrBusy and ErrStorageFull if a limit of the namespace
@@ -120,9 +123,10 @@ func (e *RefusedError) Error() string {
 func (e *RefusedError) Is(target error) bool { s, ok := byReason[e.Reason]; return ok && s == target }
 
 // ConflictError is the refusal of a transaction because its locks were recorded
-// after its high-water mark. Txid is the newest conflict: a writer that has
-// applied the partition up to it meets none of them again. Conflicts lists them
-// all, newest first.
+// after its high-water mark, or because its condition matches a transaction
+// after it. Txid is the newest conflict: a writer that has applied the
+// partition up to it meets none of them again. Conflicts lists them all, newest
+// first, and Unless has the item that matches.
 type ConflictError struct{ RefusedError }
 
 // Unwrap returns the refusal.
@@ -190,7 +194,7 @@ func refusal(e subjects.Error, partition int, id string, mark uint64) error {
 func refusedError(e subjects.Error, partition int, id string, mark uint64) RefusedError {
 	return RefusedError{
 		Partition: partition, ID: id, Reason: e.Reason, Code: e.Code, Message: e.Message, HighWaterMark: mark,
-		Lock: e.Lock, Txid: e.Txid, Conflicts: e.Conflicts, FirstTxid: e.FirstTxid,
+		Lock: e.Lock, Txid: e.Txid, Conflicts: e.Conflicts, Unless: e.Unless, FirstTxid: e.FirstTxid,
 		Limit: e.Limit, RetryAfter: e.RetryDelay(),
 	}
 }

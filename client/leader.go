@@ -14,7 +14,7 @@ import (
 //
 //   - an advisory that the partition has a new leader;
 //   - an answer to something that was sent later: a leader answers in order
-//     (appends only);
+//     (appends only, and not those that it looks up in the log);
 //   - a reconnect after the connection was lost. This one is certain.
 //
 // The first two do not end an attempt at once. The answer may be on its way,

@@ -34,6 +34,10 @@ type Request struct {
 	// AppendLocks are recorded on commit and not checked.
 	AppendLocks []string
 
+	// Unless is a condition: the transaction commits unless one after
+	// HighWaterMark matches one of the items, at most [subjects.MaxUnless].
+	Unless []subjects.QueryItem
+
 	// ID is the message id, at most 128 bytes. If the partition remembers it,
 	// the transaction is not appended again, and its receipt is that of the
 	// first. If ID is empty the client generates one.
@@ -101,6 +105,14 @@ func (req *Request) checkForm() error {
 	if n > subjects.MaxLocks {
 		return subjects.Errorf(subjects.BadRequest, "%d locks: at most %d", n, subjects.MaxLocks)
 	}
+	if n := len(req.Unless); n > subjects.MaxUnless {
+		return subjects.Errorf(subjects.BadRequest, "Unless has %d items: at most %d", n, subjects.MaxUnless)
+	}
+	for i := range req.Unless {
+		if err := checkItem(i, &req.Unless[i]); err != nil {
+			return err
+		}
+	}
 	if req.Kind != "" {
 		if err := subjects.CheckKind(req.Kind); err != nil {
 			return err
@@ -116,6 +128,30 @@ func (req *Request) checkForm() error {
 	}
 	for key, values := range req.Header {
 		if err := checkHeader(key, values); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkItem checks an item of a condition.
+func checkItem(i int, item *subjects.QueryItem) error {
+	if len(item.Kinds)+len(item.Locks) == 0 {
+		return subjects.Errorf(subjects.BadRequest, "Unless[%d] has neither kinds nor locks", i)
+	}
+	if n := len(item.Kinds); n > subjects.MaxKinds {
+		return subjects.Errorf(subjects.BadRequest, "Unless[%d] has %d kinds: at most %d", i, n, subjects.MaxKinds)
+	}
+	if n := len(item.Locks); n > subjects.MaxQueryLocks {
+		return subjects.Errorf(subjects.BadRequest, "Unless[%d] has %d locks: at most %d", i, n, subjects.MaxQueryLocks)
+	}
+	for _, kind := range item.Kinds {
+		if err := subjects.CheckKind(kind); err != nil {
+			return err
+		}
+	}
+	for _, lock := range item.Locks {
+		if err := subjects.CheckLock(lock); err != nil {
 			return err
 		}
 	}
@@ -164,6 +200,9 @@ func (req *Request) size() int {
 			n += len(subjects.HeaderAppendLock) + len(name) + fieldBytes
 		}
 	}
+	for i := range req.Unless {
+		n += len(subjects.HeaderUnless) + fieldBytes + itemSize(&req.Unless[i])
+	}
 	for key, values := range req.Header {
 		for _, v := range values {
 			n += len(key) + len(v) + fieldBytes
@@ -179,7 +218,7 @@ func (req *Request) appendFrame(dst, id, more []byte) []byte {
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
 	dst = subjects.AppendBlockStart(dst)
 	dst = subjects.AppendField(dst, subjects.HeaderMsgID, id)
-	if req.HighWaterMark != 0 || len(req.WriteLocks)+len(req.ReadLocks) > 0 {
+	if req.HighWaterMark != 0 || len(req.WriteLocks)+len(req.ReadLocks)+len(req.Unless) > 0 {
 		dst = appendNumber(dst, subjects.HeaderHighWaterMark, req.HighWaterMark)
 	}
 	if req.ExpectedLast != nil {
@@ -190,6 +229,10 @@ func (req *Request) appendFrame(dst, id, more []byte) []byte {
 	}
 	for i, names := range req.locks() {
 		dst = subjects.AppendLocks(dst, lockHeaders[i], names...)
+	}
+	for i := range req.Unless {
+		dst = append(append(dst, subjects.HeaderUnless...), ": "...)
+		dst = append(appendItem(dst, &req.Unless[i]), "\r\n"...)
 	}
 	for key, values := range req.Header {
 		for _, v := range values {

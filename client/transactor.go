@@ -7,6 +7,9 @@ import (
 	"time"
 )
 
+// defaultAttempts is how often a transaction is computed at most.
+const defaultAttempts = 100
+
 // View is local state to which a log is applied. A [Follower] is the view of
 // what its handler has applied. Both methods may be called at any time and
 // concurrently.
@@ -43,7 +46,7 @@ type Transactor struct {
 // NewTransactor returns a [Transactor] that uses view.
 func NewTransactor(c *Client, view View, opts TransactorOptions) (*Transactor, error) {
 	if opts.MaxAttempts == 0 {
-		opts.MaxAttempts = 100
+		opts.MaxAttempts = defaultAttempts
 	}
 	if opts.MaxAttempts < 0 {
 		return nil, fmt.Errorf("%w: MaxAttempts is %d", ErrOptions, opts.MaxAttempts)

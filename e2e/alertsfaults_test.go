@@ -64,12 +64,9 @@ var liveFaults = map[string]map[string]func(*live){
 		"an archive lacks a segment":         archiveWithGap,
 		"a backup's directory was exchanged": backupExchanged,
 	},
-	"CantusMirrorBehind": {"a source hangs": sourceHangs, "a mirror's nodes are killed": mirrorKilled},
-	"CantusCursorBehind": {"a consumer is stuck": consumerStuck, "a consumer is gone": consumerGone},
-	"CantusFalseConflicts": {
-		"a writer is far behind": writerBehind,
-		"the table is small":     tableSmall,
-	},
+	"CantusMirrorBehind":       {"a source hangs": sourceHangs, "a mirror's nodes are killed": mirrorKilled},
+	"CantusCursorBehind":       {"a consumer is stuck": consumerStuck, "a consumer is gone": consumerGone},
+	"CantusFalseConflicts":     {"a writer is far behind": writerBehind},
 	"CantusCertificateExpires": {"a certificate expires soon": certificateExpires},
 }
 
@@ -702,47 +699,31 @@ func consumerGone(l *live) {
 		func() { mustSetCursor(l.T, client, 0, "billing", 0) })
 }
 
-// forget fills the lock table of a node alone, and returns a function that
-// appends with a high-water mark that is too old, until it is called off.
-func (l *live) forget() (write func(), end func()) {
+// writerBehind has a writer append with a high-water mark of before a trim.
+func writerBehind(l *live) {
 	client := l.nodes(1, "--locks", "10").dial("n1")
 	for i := range 20 {
 		mustAppend(l.T, client, 0, "x", "Cantus-Append-Lock", fmt.Sprint("account.", i))
 	}
+	if _, err := client.Request(l.Context(), &nats.Msg{Subject: "cantus.admin.trim.0", Data: []byte(`{"before":15}`)}); err != nil {
+		l.Fatal(err)
+	}
 	ctx, stop := context.WithCancel(l.Context())
 	ended := make(chan struct{})
-	return func() {
-			go func() {
-				defer close(ended)
-				for ctx.Err() == nil {
-					_, _ = client.Append(ctx, "cantus.append.0", []byte("x"), "Cantus-Write-Lock", "other", "Cantus-High-Water-Mark", "5")
-					select {
-					case <-ctx.Done():
-					case <-time.After(100 * time.Millisecond):
-					}
+	l.raise(`partition="0"`, func() {
+		go func() {
+			defer close(ended)
+			for ctx.Err() == nil {
+				_, _ = client.Append(ctx, "cantus.append.0", []byte("x"), "Cantus-Write-Lock", "other", "Cantus-High-Water-Mark", "5")
+				select {
+				case <-ctx.Done():
+				case <-time.After(100 * time.Millisecond):
 				}
-			}()
-		}, func() {
-			stop()
-			<-ended
-		}
-}
-
-func writerBehind(l *live) {
-	write, end := l.forget()
-	l.raise(`partition="0"`, write, end)
-}
-
-func tableSmall(l *live) {
-	write, end := l.forget()
-	defer end()
-	l.raise(`partition="0"`, write, func() {
-		n := l.cluster.nodes[0]
-		if err := n.stop(); err != nil {
-			l.Fatal(err)
-		}
-		n.args = replaceFlag(n.args, "--locks", "1000000")
-		l.start("n1")
+			}
+		}()
+	}, func() {
+		stop()
+		<-ended
 	})
 }
 

@@ -32,8 +32,9 @@
 //
 // The table knows exactly the C most recently recorded distinct names, and
 // keeps a floor, the highest txid it has forgotten. A lock that it does not
-// know counts as recorded at the floor. Hence no conflict is ever missed, and a
-// transaction whose mark is at or past the floor never meets a false one.
+// know counts as recorded at the floor, unless the caller says what the log has
+// of it up to there. Hence no conflict is ever missed, and a transaction whose
+// mark is at or past the floor never meets a false one.
 //
 // # Layout
 //

@@ -18,11 +18,13 @@ type Manager struct {
 	lastTime  int64 // of the last transaction
 	locks     *table
 	floor     uint64 // the highest committed txid that locks has forgotten
+	trimmed   uint64 // the last txid of Forget
 	ids       *ids
 
 	inflight inflight
-	found    []uint32 // index of each lock being certified, 0 if it is not known
-	rebuild  *rebuild // nil except between Reset and Rebuilt
+	found    []uint32  // index of each lock being certified, 0 if it is not known
+	use      *idRecord // the newest of the message id being certified, nil if it is not known
+	rebuild  *rebuild  // nil except between Reset and Rebuilt
 }
 
 // New returns a Manager of a partition whose log is empty.
@@ -44,9 +46,19 @@ func New(opts Options) *Manager {
 // The message id is checked first, then the high-water mark, the expected
 // last txid, and the locks.
 func (m *Manager) Certify(tx *Transaction, now int64) Verdict {
+	v := m.Check(tx, now)
+	if v.Outcome == Pass {
+		v.Txid = m.Enter(tx, now)
+	}
+	return v
+}
+
+// Check is Certify for a transaction that does not enter yet: the verdict of
+// one that passes has no txid.
+func (m *Manager) Check(tx *Transaction, now int64) Verdict {
 	m.mustNotRebuild()
-	first := m.use(tx)
-	if v := m.checkID(tx, first, now); v.Outcome != Pass {
+	m.use = m.newestUse(tx)
+	if v := m.checkID(tx, m.use, now); v.Outcome != Pass {
 		return v
 	}
 	if tx.HasHighWaterMark && tx.HighWaterMark > m.Last() {
@@ -55,17 +67,15 @@ func (m *Manager) Certify(tx *Transaction, now int64) Verdict {
 	if v := m.checkLast(tx); v.Outcome != Pass {
 		return v
 	}
-	if v := m.checkLocks(tx); v.Outcome != Pass {
-		return v
-	}
-	return Verdict{Outcome: Pass, Txid: m.enter(tx, now, first != nil)}
+	return m.checkLocks(tx)
 }
 
-// enter adds a transaction that has passed to those in flight and returns its
-// txid. again says that its message id is known.
-func (m *Manager) enter(tx *Transaction, now int64, again bool) uint64 {
+// Enter adds a transaction to those in flight and returns its txid. It must be
+// the one that Check has just passed, with the same time: nothing may have been
+// called in between but methods that only read.
+func (m *Manager) Enter(tx *Transaction, now int64) uint64 {
 	txid := m.Last() + 1
-	fl := inflightTx{time: now, again: again}
+	fl := inflightTx{time: now, again: m.use != nil}
 	for i := range tx.Locks {
 		l := &tx.Locks[i]
 		if !l.Mode.recorded() {
@@ -99,11 +109,11 @@ func (m *Manager) enter(tx *Transaction, now int64, again bool) uint64 {
 // nothing.
 func (m *Manager) Repeat(tx *Transaction, now int64) Verdict {
 	m.mustNotRebuild()
-	return m.checkID(tx, m.use(tx), now)
+	return m.checkID(tx, m.newestUse(tx), now)
 }
 
-// use returns the newest use of the message id, nil if none is known.
-func (m *Manager) use(tx *Transaction) *idRecord {
+// newestUse returns the newest use of the message id, nil if none is known.
+func (m *Manager) newestUse(tx *Transaction) *idRecord {
 	if tx.ID == (ID{}) {
 		return nil
 	}
@@ -153,9 +163,9 @@ func (m *Manager) checkLocks(tx *Transaction) Verdict {
 		}
 		r, at := m.locks.overlapping(l.Name)
 		m.found = append(m.found, at)
-		txid, forgotten := r.newest, r.newest == 0
-		if forgotten {
-			txid = m.floor
+		txid, forgotten := r.newest, false
+		if txid == 0 {
+			txid, forgotten = m.forgotten(tx, i)
 		}
 		if txid > mark {
 			v.Conflicts = append(v.Conflicts, Conflict{Name: strings.Clone(l.Name), Mode: l.Mode, Txid: txid, Forgotten: forgotten})
@@ -170,6 +180,32 @@ func (m *Manager) checkLocks(tx *Transaction) Verdict {
 		v.DependsOn = top
 	}
 	return v
+}
+
+// forgotten returns where lock number i, which the table does not know, counts
+// as recorded, and reports whether that may be wrong.
+func (m *Manager) forgotten(tx *Transaction, i int) (txid uint64, forgotten bool) {
+	if tx.Older == nil || tx.Through < m.floor {
+		return m.floor, true
+	}
+	return tx.Older[i].Txid, tx.Older[i].Forgotten
+}
+
+// Unknown appends to where the numbers of the checked locks that the table does
+// not know, and of which the log may say more than the table: those recorded
+// after the high-water mark and after the last trim, if they ever were.
+func (m *Manager) Unknown(where []int, tx *Transaction) []int {
+	if known := max(tx.HighWaterMark, m.trimmed); known >= m.floor || tx.Older != nil && tx.Through >= m.floor {
+		return where
+	}
+	for i := range tx.Locks {
+		if l := &tx.Locks[i]; l.Mode.checked() {
+			if r, _ := m.locks.overlapping(l.Name); r.newest == 0 {
+				where = append(where, i)
+			}
+		}
+	}
+	return where
 }
 
 // Commit makes the oldest transaction in flight a committed one, as it was
@@ -309,7 +345,7 @@ func (m *Manager) forget(first uint64) {
 	}
 	m.locks.forget(first)
 	m.ids.forget(first)
-	m.floor = max(m.floor, first-1)
+	m.floor, m.trimmed = max(m.floor, first-1), max(m.trimmed, first-1)
 }
 
 // Newest returns the newest committed transaction that recorded a lock
@@ -322,8 +358,19 @@ func (m *Manager) Newest(name string) (txid uint64, exact bool) {
 	return m.floor, false
 }
 
+// NewestOf is Newest for the transactions in flight and the committed ones.
+func (m *Manager) NewestOf(name string) (txid uint64, exact bool) {
+	if r, _ := m.locks.overlapping(name); r.newest != 0 {
+		return r.newest, true
+	}
+	return m.floor, false
+}
+
 // Committed returns the last txid recorded, 0 at the start.
 func (m *Manager) Committed() uint64 { return m.committed }
+
+// Floor returns the highest txid that the lock table has forgotten.
+func (m *Manager) Floor() uint64 { return m.floor }
 
 // Time returns the partition's time, in Unix nanoseconds: that of the newest
 // committed transaction, or of an Advance past it; 0 at the start.

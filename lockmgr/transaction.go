@@ -24,6 +24,16 @@ var fingerprintSeed = maphash.MakeSeed()
 // so it must not be stored. Two payloads collide with a probability of 2^-64.
 func Fingerprint(payload []byte) uint64 { return maphash.Bytes(fingerprintSeed, payload) }
 
+// Recorder is what a log has of a lock.
+type Recorder struct {
+	// Txid is the newest transaction that recorded an overlapping lock, 0 for
+	// none after the high-water mark.
+	Txid uint64
+	// Forgotten reports that the log does not say: the lock counts as recorded
+	// at Txid.
+	Forgotten bool
+}
+
 // Transaction is what certification needs to know of a transaction. The Manager
 // uses it during the call and copies the names that it keeps.
 type Transaction struct {
@@ -35,6 +45,11 @@ type Transaction struct {
 	// pass only if nothing that overlaps was ever recorded.
 	HighWaterMark    uint64
 	HasHighWaterMark bool
+
+	// Older, if given, is for each of Locks what the caller has found in the log
+	// up to txid Through: it decides on locks that the table does not know.
+	Older   []Recorder
+	Through uint64
 
 	// ExpectedLast, if given, must be the partition's last txid.
 	ExpectedLast    uint64

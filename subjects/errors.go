@@ -69,6 +69,18 @@ type ConflictingLock struct {
 	Forgotten bool `json:"forgotten,omitempty"`
 }
 
+// MatchedCondition is the item of a refused transaction's condition that
+// matches.
+type MatchedCondition struct {
+	// Item is its number among the items of the request, from 0 on.
+	Item int `json:"item"`
+	// Txid is the transaction that it matches: the newest one that was found.
+	Txid uint64 `json:"txid"`
+	// Forgotten is true if the partition could not look at Txid and what is
+	// before it: the item counts as matching there.
+	Forgotten bool `json:"forgotten,omitempty"`
+}
+
 // Error is a refusal as it is on the wire.
 type Error struct {
 	Code    int    `json:"code"`
@@ -81,6 +93,9 @@ type Error struct {
 	Txid uint64 `json:"txid,omitempty"`
 	// Conflicts lists every violated lock, the most recently recorded first.
 	Conflicts []ConflictingLock `json:"conflicts,omitempty"`
+	// Unless is, for a conflict of a condition, the item that matches. Lock and
+	// Conflicts are empty then, and Txid is the item's.
+	Unless *MatchedCondition `json:"unless,omitempty"`
 	// FirstTxid is, for trimmed, the oldest transaction that is kept.
 	FirstTxid uint64 `json:"first_txid,omitempty"`
 	// Cluster is the id of the cluster that answers, if a read or a cursor is

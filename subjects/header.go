@@ -19,6 +19,10 @@ const (
 	HeaderReadLock = "Cantus-Read-Lock"
 	// HeaderAppendLock lists locks that are recorded on commit and not checked.
 	HeaderAppendLock = "Cantus-Append-Lock"
+	// HeaderUnless is a condition: the transaction commits unless one after the
+	// high-water mark matches. The value is a [QueryItem] in JSON, or an array
+	// of several, one of which has to match.
+	HeaderUnless = "Cantus-Unless"
 	// HeaderKind is the transaction's kind.
 	HeaderKind = "Cantus-Kind"
 	// HeaderMsgID is the writer's idempotency key.
@@ -104,6 +108,8 @@ const (
 	// locks of one item.
 	MaxQueryItems = 16
 	MaxQueryLocks = 16
+	// MaxUnless is the most items of a transaction's condition.
+	MaxUnless = 16
 	// MaxReadBody is the most bytes of a read's body.
 	MaxReadBody = 65_536
 	// MaxRestoreBody is the most bytes of the JSON body of a restore's step.
@@ -131,7 +137,7 @@ const (
 // requestHeaders are the headers with a meaning that an append may have.
 var requestHeaders = []string{
 	HeaderHighWaterMark, HeaderWriteLock, HeaderReadLock, HeaderAppendLock,
-	HeaderKind, HeaderMsgID, HeaderExpectedLast,
+	HeaderUnless, HeaderKind, HeaderMsgID, HeaderExpectedLast,
 }
 
 // IsRequestHeader reports whether key is one of the headers with a meaning that

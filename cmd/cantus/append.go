@@ -22,28 +22,31 @@ type appendCmd struct {
 	Partition string `arg:"" optional:"" name:"P" help:"Partition to append to, from 0; left out with --key."`
 	File      string `arg:"" optional:"" name:"FILE" help:"Payload, at most 1,000,000 bytes with the headers; - or nothing reads standard input."`
 
-	Key     string     `placeholder:"KEY" help:"Append to the partition that KEY, one NATS token, hashes to, instead of P."`
-	Write   []lockName `sep:"none" placeholder:"LOCK" help:"Lock to check and to record; repeatable. A name such as account.42, or a subtree such as account.>."`
-	Read    []lockName `sep:"none" placeholder:"LOCK" help:"Lock to check only; repeatable."`
-	Append  []lockName `sep:"none" placeholder:"LOCK" help:"Lock to record only; repeatable."`
-	HWM     *txid      `name:"hwm" placeholder:"TXID" help:"High-water mark: the txid up to which you had applied the partition when you computed this transaction. Needed with --write and --read."`
-	Last    *txid      `name:"expected-last" placeholder:"TXID" help:"Commit only if this is exactly the partition's last txid; 0 if it is empty."`
-	Kind    token      `placeholder:"KIND" default:"tx" help:"Kind of transaction, one NATS token: the end of its feed subject, and a filter for reads."`
-	ID      string     `name:"id" placeholder:"ID" help:"Message id, at most 128 bytes: a repeat within two minutes returns the first one's txid and appends nothing. Generated if not set."`
-	Headers []string   `name:"header" sep:"none" placeholder:"'K: V'" help:"Header of your own to store with it; repeatable."`
-	JSON    bool       `name:"json" help:"Print the node's reply as JSON, also when it refuses."`
+	Key     string      `placeholder:"KEY" help:"Append to the partition that KEY, one NATS token, hashes to, instead of P."`
+	Write   []lockName  `sep:"none" placeholder:"LOCK" help:"Lock to check and to record; repeatable. A name such as account.42, or a subtree such as account.>."`
+	Read    []lockName  `sep:"none" placeholder:"LOCK" help:"Lock to check only; repeatable."`
+	Append  []lockName  `sep:"none" placeholder:"LOCK" help:"Lock to record only; repeatable."`
+	Unless  []queryItem `sep:"none" placeholder:"JSON" help:"Condition: commit unless a transaction after --hwm is of one of some kinds and recorded a lock overlapping each of some locks, such as '{\"kinds\":[\"enrolled\"],\"locks\":[\"course.c1\"]}'; repeatable: one that matches is enough to refuse."`
+	HWM     *txid       `name:"hwm" placeholder:"TXID" help:"High-water mark: the txid up to which you had applied the partition when you computed this transaction. Needed with --write, --read and --unless."`
+	Last    *txid       `name:"expected-last" placeholder:"TXID" help:"Commit only if this is exactly the partition's last txid; 0 if it is empty."`
+	Kind    token       `placeholder:"KIND" default:"tx" help:"Kind of transaction, one NATS token: the end of its feed subject, and a filter for reads."`
+	ID      string      `name:"id" placeholder:"ID" help:"Message id, at most 128 bytes: a repeat within two minutes returns the first one's txid and appends nothing. Generated if not set."`
+	Headers []string    `name:"header" sep:"none" placeholder:"'K: V'" help:"Header of your own to store with it; repeatable."`
+	JSON    bool        `name:"json" help:"Print the node's reply as JSON, also when it refuses."`
 
 	connection
 }
 
 func (*appendCmd) Help() string {
 	return `The transaction commits if no other committed one with a higher txid than --hwm recorded a lock that overlaps
-one of its --write or --read locks. Prints the txid, the time and the partition once the transaction is durable.
+one of its --write or --read locks, or matches --unless. Prints the txid, the time and the partition once the transaction is durable.
 
 Examples:
 
   echo hello | cantus append 0
   cantus append 0 --write account.42 --read 'limits.>' --hwm 812 transfer.json
+  cantus append 0 --kind enrolled --append course.c1 --append student.s2 --hwm 812 \
+    --unless '{"kinds":["enrolled"],"locks":["course.c1","student.s2"]}' enrolment.json
   cantus append --key alice --kind order --header 'Trace: 7f3a' order.json
 
 Exit status: 3 after a conflict: read up to the txid it names, compute again, append with a new --hwm;
@@ -100,8 +103,11 @@ func (c *appendCmd) checkArgs() error {
 	if n := len(c.Write) + len(c.Read) + len(c.Append); n > subjects.MaxLocks {
 		return usagef("%d locks: a transaction has at most %d", n, subjects.MaxLocks)
 	}
-	if c.HWM == nil && len(c.Write)+len(c.Read) > 0 {
-		return usagef("--write and --read need --hwm TXID, the txid up to which you had applied the partition when you " +
+	if n := len(c.Unless); n > subjects.MaxUnless {
+		return usagef("--unless is given %d times: a condition has at most %d items", n, subjects.MaxUnless)
+	}
+	if c.HWM == nil && len(c.Write)+len(c.Read)+len(c.Unless) > 0 {
+		return usagef("--write, --read and --unless need --hwm TXID, the txid up to which you had applied the partition when you " +
 			"computed this transaction: 0 if it was empty, else the last txid that you had read and taken into account then")
 	}
 	if c.ID == "" {
@@ -190,6 +196,13 @@ func (c *appendCmd) message() (*nats.Msg, error) {
 	addLocks(msg.Header, subjects.HeaderWriteLock, c.Write)
 	addLocks(msg.Header, subjects.HeaderReadLock, c.Read)
 	addLocks(msg.Header, subjects.HeaderAppendLock, c.Append)
+	for _, item := range c.Unless {
+		value, err := json.Marshal(subjects.QueryItem(item))
+		if err != nil {
+			return nil, err
+		}
+		msg.Header.Add(subjects.HeaderUnless, string(value))
+	}
 	if c.HWM != nil {
 		msg.Header.Set(subjects.HeaderHighWaterMark, strconv.FormatUint(uint64(*c.HWM), 10))
 	}
@@ -220,7 +233,7 @@ func splitHeader(line string) (key, value string, err error) {
 	for _, reserved := range []string{"cantus-", "nats-"} {
 		if strings.HasPrefix(strings.ToLower(key), reserved) {
 			return "", "", usagef("--header %q: %s… headers are Cantus's and NATS's own; "+
-				"--write, --read, --append, --hwm, --expected-last, --kind and --id set them", line, key[:len(reserved)])
+				"--write, --read, --append, --unless, --hwm, --expected-last, --kind and --id set them", line, key[:len(reserved)])
 		}
 	}
 	return key, value, nil
@@ -331,10 +344,13 @@ func advise(r *subjects.Reply, hwm uint64) error {
 func conflict(r *subjects.Reply, hwm uint64) error {
 	e := r.Error
 	var b strings.Builder
-	if len(e.Conflicts) > 0 && e.Conflicts[0].Forgotten {
-		fmt.Fprintf(&b, "conflict: partition %d does not remember lock %s: it counts as recorded at the floor, transaction %d, after your high-water mark.\n",
+	switch {
+	case e.Unless != nil:
+		fmt.Fprintf(&b, "conflict: %s.\n", e.Message)
+	case len(e.Conflicts) > 0 && e.Conflicts[0].Forgotten:
+		fmt.Fprintf(&b, "conflict: partition %d could not look up lock %s: it counts as recorded by transaction %d, after your high-water mark.\n",
 			r.Partition, e.Lock, e.Txid)
-	} else {
+	default:
 		fmt.Fprintf(&b, "conflict: lock %s was recorded by transaction %d of partition %d, after your high-water mark.\n",
 			e.Lock, e.Txid, r.Partition)
 	}
@@ -342,7 +358,7 @@ func conflict(r *subjects.Reply, hwm uint64) error {
 		switch {
 		case c.Lock == e.Lock && c.Txid == e.Txid:
 		case c.Forgotten:
-			fmt.Fprintf(&b, "        also: lock %s (%s), which is not remembered: recorded at %d or before.\n", c.Lock, c.Mode, c.Txid)
+			fmt.Fprintf(&b, "        also: lock %s (%s), which could not be looked up: recorded by %d, before it, or never.\n", c.Lock, c.Mode, c.Txid)
 		default:
 			fmt.Fprintf(&b, "        also: lock %s (%s), by transaction %d.\n", c.Lock, c.Mode, c.Txid)
 		}

@@ -181,8 +181,8 @@ func TestConflictBehindTheFloorNamesNoTransaction(t *testing.T) {
 	}
 	w.answer("cantus.append.0", func(_ int, msg *nats.Msg) { respond(msg, refuse(e)) })
 	status, _, errOut := w.cantus("x", "append", "0", "--write", "account.42", "--read", "limits.>", "--hwm", "800")
-	w.expect(status, exitConflict, errOut, "partition 0 does not remember lock account.42: it counts as recorded at the floor, transaction 812, after your high-water mark")
-	w.expect(status, exitConflict, errOut, "also: lock limits.> (read), which is not remembered: recorded at 812 or before")
+	w.expect(status, exitConflict, errOut, "partition 0 could not look up lock account.42: it counts as recorded by transaction 812, after your high-water mark")
+	w.expect(status, exitConflict, errOut, "also: lock limits.> (read), which could not be looked up: recorded by 812, before it, or never")
 	w.expect(status, exitConflict, errOut, "append with --hwm 812.")
 }
 

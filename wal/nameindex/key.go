@@ -24,6 +24,9 @@ const (
 // Hasher makes keys. The keys of two seeds have nothing in common.
 type Hasher struct{ seed uint64 }
 
+// NewHasher returns a Hasher with a seed.
+func NewHasher(seed uint64) Hasher { return Hasher{seed} }
+
 // What a key is made of, so that a kind never has the key of a lock.
 const (
 	pointKey   = 'p' // a point was recorded

@@ -77,6 +77,8 @@ type Message struct {
 	Header   []byte // the header block, nil if there is none
 	Payload  []byte
 	Received time.Time
+	// Note is the receiver's own.
+	Note any
 }
 
 // Options configure a link.

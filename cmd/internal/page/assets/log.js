@@ -87,7 +87,8 @@ const conflicts = new List($("conflict-rows"));
 function conflictRow(c) {
   const all = (c.conflicts ?? []).map((x) => el("div", {},
     el("span.mode", {}, x.mode, " "), lockLink(c.partition, x.lock),
-    x.forgotten ? ` is forgotten: it counts as recorded at the floor, ${count(x.txid)}` : " was recorded by ", x.forgotten ? "" : txidLink(c.partition, x.txid)));
+    x.forgotten ? ` could not be looked up: it counts as recorded by ${count(x.txid)}` : " was recorded by ", x.forgotten ? "" : txidLink(c.partition, x.txid)));
+  if (all.length === 0) all.push(el("div", {}, visible(c.text ?? ""))); // of a condition
   const left = c.left_out ? el("div.gap", {}, `${count(c.left_out)} conflicts before this one left out`) : "";
   return el("li", {}, el("div", {}, el("time.at", { datetime: c.time, title: c.time }, clock(c.time)), ` partition ${c.partition}`,
     c.msg_id ? el("span.mode", {}, " message id ", el("span.lock", {}, visible(c.msg_id))) : ""), ...all, left);

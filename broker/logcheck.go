@@ -1,0 +1,169 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"math"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// logChecker looks in the log for what conflicts with transactions whose
+// high-water mark is older than what the certifier remembers. The sequencer
+// gives it their messages, and gets them back with what the log has up to a
+// txid. From there on the certifier decides, as always.
+type logChecker struct {
+	batchSubject string
+	queue        *queue // messages to look at
+	back         *queue // where they go then, the sequencer's
+	refusals     *refusals
+	certifier    *certifier
+	reader       *reader
+	limits       messageLimit
+}
+
+// maxLogChecks is how often a message is looked at before it counts what the
+// certifier does not remember as conflicting. Each time the part of the log
+// that is left is what was committed during the last.
+const maxLogChecks = 8
+
+// logNote is the note on a message that was looked at.
+type logNote struct {
+	checks   int
+	findings []*logFinding // by the transaction's index in the message, nil for one that needs none
+}
+
+// of returns the finding for a transaction, nil without one.
+func (n *logNote) of(index int) *logFinding {
+	if n == nil {
+		return nil
+	}
+	return n.findings[index]
+}
+
+// logFinding is what the log has of a transaction's checked locks and of its
+// condition, after its mark and up to txid through.
+type logFinding struct {
+	checks  int
+	through uint64
+	locks   []lockmgr.Recorder          // for each lock
+	unless  []subjects.MatchedCondition // for each item; its Txid is 0 if it does not match
+}
+
+// decides reports whether the transaction is refused whatever comes after
+// through.
+func (f *logFinding) decides() bool {
+	for _, l := range f.locks {
+		if l.Txid > 0 {
+			return true
+		}
+	}
+	for i := range f.unless {
+		if f.unless[i].Txid > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// run looks at messages until ctx ends.
+func (c *logChecker) run(ctx context.Context) {
+	for c.queue.wait(ctx) {
+		for _, m := range c.queue.take(arenaBlock) {
+			err := c.check(ctx, m)
+			switch {
+			case err == nil, ctx.Err() != nil, errors.Is(err, wal.ErrTrimmed): // is looked at again
+				c.back.putOrReject(m, c.refusals)
+			case errors.Is(err, errScansBusy):
+				c.refusals.rejectBusy(m)
+			default:
+				c.refusals.reject(m, wireError(err))
+			}
+		}
+	}
+}
+
+// check looks at the transactions of a message and sets its note.
+func (c *logChecker) check(ctx context.Context, m *natslink.Message) error {
+	last, _ := m.Note.(*logNote)
+	note := &logNote{checks: 1}
+	if last != nil {
+		note.checks += last.checks
+	}
+	m.Note = note
+	limit := maxTransaction(c.limits.MaxPayload())
+	if m.Subject != c.batchSubject {
+		return c.add(ctx, note, &request{message: m, finding: last.of(0)}, m.Header, m.Payload, limit)
+	}
+	items, refused := parseBatch(m, maxBatch(c.limits.MaxPayload()))
+	if refused != nil {
+		return refused
+	}
+	for i := range items.count {
+		header, payload := items.next()
+		r := &request{message: m, finding: last.of(i)}
+		if err := c.add(ctx, note, r, header, payload, limit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// add adds the finding for the next transaction of a message to its note. The
+// request has that of the check before.
+func (c *logChecker) add(ctx context.Context, note *logNote, r *request, header, payload []byte, limit int) error {
+	note.findings = append(note.findings, r.finding)
+	if refused := r.decode(header, payload, limit); refused != nil {
+		return nil //nolint:nilerr // it is refused when the sequencer decodes it
+	}
+	at := c.reader.position()
+	if at.restoring {
+		return nil
+	}
+	need := c.certifier.unremembered(r)
+	if need.isNone() {
+		return nil
+	}
+	after := r.base()
+	f := &logFinding{checks: note.checks, through: at.mark, locks: need.locks, unless: make([]subjects.MatchedCondition, len(r.unless))}
+	note.findings[len(note.findings)-1] = f
+	for _, i := range need.unknown {
+		found, err := c.newest(ctx, at, queryItem{locks: []string{r.cert.Locks[i].Name}}, after)
+		if err != nil {
+			return err
+		}
+		f.locks[i] = found
+	}
+	for _, i := range need.items {
+		found, err := c.newest(ctx, at, r.unless[i], after)
+		if err != nil {
+			return err
+		}
+		f.unless[i] = subjects.MatchedCondition{Item: i, Txid: found.Txid, Forgotten: found.Forgotten}
+	}
+	return nil
+}
+
+// newest returns the newest transaction after a txid that an item matches. What
+// can't be looked at, because it was trimmed or because there is too much of
+// it, counts as matching.
+func (c *logChecker) newest(ctx context.Context, at position, item queryItem, after uint64) (lockmgr.Recorder, error) {
+	q := query{items: []queryItem{item}, fromTime: math.MinInt64}
+	low := max(after+1, at.first)
+	if low > at.mark {
+		return lockmgr.Recorder{}, nil
+	}
+	txid, next, err := c.reader.findNewest(ctx, at, &q, at.mark, low)
+	switch {
+	case err != nil || txid > 0:
+		return lockmgr.Recorder{Txid: txid}, err
+	case next >= low:
+		return lockmgr.Recorder{Txid: next, Forgotten: true}, nil
+	case low > after+1:
+		return lockmgr.Recorder{Txid: low - 1, Forgotten: true}, nil
+	}
+	return lockmgr.Recorder{}, nil
+}
