@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/cantuslog/cantus/broker/internal/loglimit"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
@@ -98,6 +101,10 @@ func (s *dataSim) Summary() string {
 // quiet reports whether little is sent in this run: a leader that was replaced
 // has nothing in flight then, and decides at once on what still reaches it.
 func (s *dataSim) quiet() bool { return s.seed%3 == 0 }
+
+// conditional reports whether transactions have conditions in this run, and
+// marks that are older than what a leader remembers.
+func (s *dataSim) conditional() bool { return s.seed%9 == 8 }
 
 func (s *dataSim) Run(ctx context.Context, schedule sim.Schedule) {
 	s.began = time.Now()
@@ -192,16 +199,20 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 	if l := n.Logger(); l != nil {
 		log = l
 	}
+	locks := 200
+	if s.conditional() {
+		locks = 5
+	}
 	h := host{
 		leaderships: &loglimit.Burst{},
 		name:        n.Name, names: names, partitions: 1, log: log, now: n.Now, queueBytes: 8 << 20,
-		state:   stateOptions{locks: lockmgr.Options{Locks: 200, IDs: 10_000, IDWindow: dataSimWindow}, pointEvery: 16},
+		state:   stateOptions{locks: lockmgr.Options{Locks: locks, IDs: 10_000, IDWindow: dataSimWindow}, pointEvery: 16},
 		metrics: newMetrics(), stats: newServiceStats(),
 		messaging: messaging{
 			nats: fakeNATS{}, appends: replies, reads: replies, feeds: replies, outbox: dataOutbox{replies}, readOutbox: dataOutbox{replies},
 			feedKey: make([]byte, 64), encodeAdvisory: func(subjects.Names, string, map[string]any) []byte { return nil },
 		},
-		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight)},
+		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight), scans: semaphore.NewWeighted(1)},
 		services:     services{advise: func(string, map[string]any) {}},
 	}
 	p := &replica{host: h, log: log, store: n.Log(), queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats)}
@@ -275,6 +286,8 @@ func (r *dataSimNode) serve(ctx context.Context) {
 	var background sync.WaitGroup
 	background.Go(func() { p.endWithTerm(ctx, term, cancel) })
 	p.queue.open()
+	p.logChecker.queue.open()
+	background.Go(func() { p.logChecker.run(ctx) })
 	c := p.sessionConfig(term, cancel)
 	c.rejected, c.countRefused = func() error { return nil }, func(*subjects.Error, int) {}
 	c.propose = func(data []byte) proposal {
@@ -286,6 +299,7 @@ func (r *dataSimNode) serve(ctx context.Context) {
 	newSession(c).start(ctx, &background)
 	<-ctx.Done()
 	p.refusals.rejectUnavailable(p.queue.close())
+	p.refusals.rejectUnavailable(p.logChecker.queue.close())
 	background.Wait()
 }
 
@@ -395,6 +409,8 @@ type dataRequest struct {
 	payload string
 	mark    uint64
 	locks   []dataLock
+	kind    string
+	unless  []queryItem
 	reply   *subjects.Reply // the last one that is final; nil if the client gave up
 	found   uint64          // the transaction
 }
@@ -454,7 +470,29 @@ func (c *dataClient) request() *dataRequest {
 		}
 		r.locks = append(r.locks, dataLock{wal.LockMode(c.rng.IntN(3)), name})
 	}
+	if c.s.conditional() {
+		c.addCondition(r)
+	}
 	return r
+}
+
+// addCondition adds a kind and a condition, and sometimes an older mark.
+func (c *dataClient) addCondition(r *dataRequest) {
+	kinds := []string{"K", "L", "M"}
+	r.kind = kinds[c.rng.IntN(len(kinds))]
+	if c.rng.IntN(3) == 0 {
+		r.mark -= min(r.mark, c.rng.Uint64N(60))
+	}
+	for range c.rng.IntN(3) {
+		var item queryItem
+		if c.rng.IntN(2) == 0 {
+			item.kinds = []string{kinds[c.rng.IntN(len(kinds))]}
+		}
+		for range 1 + c.rng.IntN(2) {
+			item.locks = append(item.locks, fmt.Sprintf("account.%d", c.rng.IntN(12)))
+		}
+		r.unless = append(r.unless, item)
+	}
 }
 
 var dataLockHeaders = map[wal.LockMode]string{
@@ -470,6 +508,16 @@ func (r *dataRequest) header() []byte {
 	}
 	for _, l := range r.locks {
 		block = subjects.AppendField(block, dataLockHeaders[l.mode], l.name)
+	}
+	if r.kind != "" {
+		block = subjects.AppendField(block, subjects.HeaderKind, r.kind)
+	}
+	for _, i := range r.unless {
+		item, err := json.Marshal(subjects.QueryItem{Kinds: i.kinds, Locks: i.locks})
+		if err != nil {
+			panic(err)
+		}
+		block = subjects.AppendField(block, subjects.HeaderUnless, string(item))
 	}
 	return subjects.AppendBlockEnd(block)
 }
@@ -565,8 +613,22 @@ type dataCommitted struct {
 	time  int64
 	id    string
 	mark  uint64
+	kind  string
 	locks []dataLock
 	text  string // all of it, to compare
+}
+
+// matches reports whether an item of a condition matches the transaction.
+func (c *dataCommitted) matches(item *queryItem) bool {
+	if len(item.kinds) > 0 && !slices.Contains(item.kinds, c.kind) {
+		return false
+	}
+	for _, name := range item.locks {
+		if !slices.ContainsFunc(c.locks, func(l dataLock) bool { return l.mode != wal.ReadLock && subjects.Overlap(l.name, name) }) {
+			return false
+		}
+	}
+	return true
 }
 
 func (j *dataJudge) begin(r *dataRequest) {
@@ -628,11 +690,11 @@ func (j *dataJudge) applied(node string, index uint64, b wal.Batch) {
 	defer j.mu.Unlock()
 	records := b.Read()
 	for t := (wal.Transaction{}); records.Next(&t); {
-		got := dataCommitted{index: index, time: t.Time, id: string(t.MsgID), mark: t.HighWaterMark}
+		got := dataCommitted{index: index, time: t.Time, id: string(t.MsgID), mark: t.HighWaterMark, kind: string(t.Kind)}
 		for _, l := range t.Locks {
 			got.locks = append(got.locks, dataLock{l.Mode, string(l.Name)})
 		}
-		got.text = fmt.Sprint(t.Txid, got.index, got.time, got.id, got.mark, got.locks, string(t.Payload))
+		got.text = fmt.Sprint(t.Txid, got.index, got.time, got.id, got.mark, got.kind, got.locks, string(t.Payload))
 		switch last := uint64(len(j.log)); {
 		case t.Txid == last+1:
 			j.log = append(j.log, got)
@@ -686,6 +748,7 @@ func (j *dataJudge) verdict() {
 				t.id, r.found, time.Duration(t.time-j.log[r.found-1].time), txid)
 		default:
 			r.found = txid
+			j.judgeCondition(r)
 		}
 	}
 	for _, r := range j.requests {
@@ -709,16 +772,47 @@ func (j *dataJudge) judgeReply(r *dataRequest) {
 		for _, c := range e.Conflicts {
 			j.judgeConflict(r, c)
 		}
+		if e.Unless != nil {
+			j.judgeMatch(r, e.Unless)
+		}
 	case e.Reason == subjects.WrongLast && r.first && r.mark > 0:
 	default: // every mark was read from a reply, so "ahead" means a loss
 		j.cluster.Fail("%s was refused: %v", r.id, e)
 	}
 }
 
-// judgeConflict checks that a transaction justifies a refusal. At or below the
-// floor it may be forgotten.
+// judgeCondition checks that nothing between a committed request's mark and its
+// own transaction matches its condition.
+func (j *dataJudge) judgeCondition(r *dataRequest) {
+	for i := range r.unless {
+		for txid := r.mark + 1; txid < r.found; txid++ {
+			if j.log[txid-1].matches(&r.unless[i]) {
+				j.cluster.Fail("transaction %d (%s) with mark %d is committed, its condition %+v matches %d", r.found, r.id, r.mark, r.unless[i], txid)
+			}
+		}
+	}
+}
+
+// judgeMatch checks that a transaction justifies a refusal because of a
+// condition. If the log was trimmed, it may be forgotten.
+func (j *dataJudge) judgeMatch(r *dataRequest, m *subjects.MatchedCondition) {
+	switch {
+	case m.Item >= len(r.unless), m.Txid > uint64(len(j.log)), m.Txid <= r.mark:
+		j.cluster.Fail("%s with mark %d and %d items was refused because item %d matches %d of %d", r.id, r.mark, len(r.unless), m.Item, m.Txid, len(j.log))
+	case m.Forgotten && m.Txid >= j.keeps:
+		j.cluster.Fail("%s was refused because of what could not be looked up before %d, and nothing after %d was trimmed", r.id, m.Txid, j.keeps)
+	case !m.Forgotten && !j.log[m.Txid-1].matches(&r.unless[m.Item]):
+		j.cluster.Fail("%s was refused because %+v matches %d, which it does not", r.id, r.unless[m.Item], m.Txid)
+	}
+}
+
+// judgeConflict checks that a transaction justifies a refusal. If the log was
+// trimmed, it may be forgotten.
 func (j *dataJudge) judgeConflict(r *dataRequest, c subjects.ConflictingLock) {
 	if c.Forgotten {
+		if c.Txid >= j.keeps && len(r.reply.Error.Conflicts) == 1 {
+			j.cluster.Fail("%s was refused because of what could not be looked up before %d, and nothing after %d was trimmed", r.id, c.Txid, j.keeps)
+		}
 		return
 	}
 	if c.Txid > uint64(len(j.log)) || c.Txid <= r.mark {
