@@ -10,6 +10,7 @@ package main
 import (
 	"context"
 	"crypto/sha256"
+	"debug/buildinfo"
 	"errors"
 	"flag"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -75,6 +77,8 @@ type release struct {
 	work      string    // what archives are made from
 	version   string    // semantic
 	tag       string    // of the linker; empty for a snapshot
+	commit    string    // that it is made of
+	changed   bool      // whether there are uncommitted changes too
 	time      time.Time // of the commit, and of every file
 	documents []file    // that every archive has
 }
@@ -112,14 +116,13 @@ func newRelease(ctx context.Context, root, out string) (*release, error) {
 	if err != nil || changed != "" {
 		tag = ""
 	}
-	commit, err := r.git(ctx, "rev-parse", "--short=12", "HEAD")
-	if err != nil {
+	if r.commit, err = r.git(ctx, "rev-parse", "HEAD"); err != nil {
 		return nil, err
 	}
-	if r.version, err = versionOf(tag, commit, changed != ""); err != nil {
+	r.tag, r.changed = tag, changed != ""
+	if r.version, err = versionOf(tag, r.commit[:12], r.changed); err != nil {
 		return nil, err
 	}
-	r.tag = tag
 	if err := clear(out); err != nil {
 		return nil, err
 	}
@@ -190,7 +193,36 @@ func (r *release) build(ctx context.Context, goos, goarch, to string) error {
 	// What else is in the environment may change the bytes.
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+goos, "GOARCH="+goarch, "GOAMD64=v1", "GOARM64=v8.0", "GOFLAGS=", "GOEXPERIMENT=", "GOWORK=off")
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
-	return cmd.Run()
+	if err := cmd.Run(); err != nil {
+		return err
+	}
+	info, err := buildinfo.ReadFile(to)
+	if err != nil {
+		return err
+	}
+	return r.checkCommit(info)
+}
+
+// checkCommit returns an error unless a binary names the release's commit. Go
+// leaves it out, without a word, where it finds no repository: it knows those
+// whose .git is a directory, and that of a worktree is a file.
+func (r *release) checkCommit(info *debug.BuildInfo) error {
+	var commit, changed string
+	for _, s := range info.Settings {
+		switch s.Key {
+		case "vcs.revision":
+			commit = s.Value
+		case "vcs.modified":
+			changed = s.Value
+		}
+	}
+	switch {
+	case commit == "":
+		return errors.New("the binary does not name its commit, as in a worktree: make the release in a clone")
+	case commit != r.commit || changed != strconv.FormatBool(r.changed):
+		return fmt.Errorf("the binary is of commit %s with modified=%s, and the release of %s with modified=%t: does somebody else change the checkout?", commit, changed, r.commit, r.changed)
+	}
+	return nil
 }
 
 // writeDocuments makes the completions and the manual with the binary of this

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -39,6 +40,22 @@ func TestVersions(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%q, changed %v: %s, want %s", c.tag, c.changed, got, c.want)
+		}
+	}
+}
+
+// A binary that does not name the commit is no release of it.
+func TestCommit(t *testing.T) {
+	r := &release{commit: "abc"}
+	for _, c := range []struct{ commit, changed, want string }{
+		{"abc", "false", ""},
+		{"", "", "does not name its commit, as in a worktree: make the release in a clone"},
+		{"def", "false", "the binary is of commit def"},
+		{"abc", "true", "modified=true"},
+	} {
+		info := &debug.BuildInfo{Settings: []debug.BuildSetting{{Key: "vcs.revision", Value: c.commit}, {Key: "vcs.modified", Value: c.changed}}}
+		if err := r.checkCommit(info); (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("commit %q, modified %q: %v, want %q", c.commit, c.changed, err, c.want)
 		}
 	}
 }
