@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/subjects"
 )
 
 // The kinds of the bank's transactions. The partition may contain other kinds.
@@ -36,10 +37,10 @@ type closed struct {
 // The names of locks. Whatever changes independently has a name of its own, so
 // that independent transactions do not conflict: two transfers to one account
 // do not, nor does a transfer with the closing of a third account.
-func status(account string) string  { return "account." + account + ".status" }
-func balance(account string) string { return "account." + account + ".balance" }
-func subtree(account string) string { return "account." + account + ".>" }
-func request(id string) string      { return "request." + id }
+func status(account string) string  { return "account." + subjects.Token(account) + ".status" }
+func balance(account string) string { return "account." + subjects.Token(account) + ".balance" }
+func subtree(account string) string { return "account." + subjects.Token(account) + ".>" }
+func request(id string) string      { return "request." + subjects.Token(id) }
 
 // lock names what the event depends on and what it changes.
 func (e opened) lock(req *client.Request) { req.WriteLock(status(e.Account), balance(e.Account)) }

@@ -119,14 +119,18 @@ func after(course, student string) func(state, *client.Transaction) (state, erro
 	}
 }
 
+// The names of locks, which may be made of any text.
+func courseLock(course string) string   { return "course." + subjects.Token(course) }
+func studentLock(student string) string { return "student." + subjects.Token(student) }
+
 // define makes a course, once.
 func define(ctx context.Context, c *client.Client, course string, places int) error {
-	query := []subjects.QueryItem{{Kinds: []string{"defined"}, Locks: []string{"course." + course}}}
+	query := []subjects.QueryItem{{Kinds: []string{"defined"}, Locks: []string{courseLock(course)}}}
 	_, err := client.Decide(ctx, c, query, after(course, ""), func(s state, req *client.Request) error {
 		if s.defined {
 			return errDefined
 		}
-		req.AppendLock("course." + course)
+		req.AppendLock(courseLock(course))
 		return set(req, "defined", event{Course: course, Places: places})
 	}, client.DecideOptions{})
 	return err
@@ -136,8 +140,8 @@ func define(ctx context.Context, c *client.Client, course string, places int) er
 // course, and on the other courses of the student.
 func enroll(ctx context.Context, c *client.Client, course, student string) error {
 	query := []subjects.QueryItem{
-		{Kinds: []string{"defined", "enrolled"}, Locks: []string{"course." + course}},
-		{Kinds: []string{"enrolled"}, Locks: []string{"student." + student}},
+		{Kinds: []string{"defined", "enrolled"}, Locks: []string{courseLock(course)}},
+		{Kinds: []string{"enrolled"}, Locks: []string{studentLock(student)}},
 	}
 	_, err := client.Decide(ctx, c, query, after(course, student), func(s state, req *client.Request) error {
 		switch {
@@ -150,7 +154,7 @@ func enroll(ctx context.Context, c *client.Client, course, student string) error
 		case s.courses >= maxCourses:
 			return errTooManyFor
 		}
-		req.AppendLock("course."+course, "student."+student)
+		req.AppendLock(courseLock(course), studentLock(student))
 		return set(req, "enrolled", event{Course: course, Student: student})
 	}, client.DecideOptions{MaxAttempts: 10_000})
 	return err

@@ -86,6 +86,9 @@ func TestRules(t *testing.T) {
 		{"enroll", "go", "carol", errFull},
 		{"define", "go", "two", errUsage},
 		{"leave", "go", "alice", errUsage},
+		{"define", "C*, part 2.", "1", nil}, // any text
+		{"enroll", "C*, part 2.", "", nil},
+		{"enroll", "C*, part 2.", "> bob", errFull},
 	} {
 		var out bytes.Buffer
 		if err := run(t.Context(), []string{l.URL(), c.what, c.course, c.with}, &out); !errors.Is(err, c.want) {

@@ -21,6 +21,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/subjects"
 )
 
 func main() {
@@ -114,7 +115,7 @@ func add(ctx context.Context, url, name string, amount int, w io.Writer) (err er
 		if err != nil {
 			return err
 		}
-		req.WriteLock("counter." + name)
+		req.WriteLock("counter." + subjects.Token(name))
 		req.Set("count", data)
 		return nil
 	})
