@@ -15,21 +15,27 @@ import (
 // [ErrNotFound] if no batch up to there holds it, or one of those of
 // [Log.Entry].
 func (l *Log) FindTx(txid, to uint64) (index uint64, err error) {
+	e, err := l.findTx(txid, to)
+	return e.Index, err
+}
+
+// findTx is [Log.FindTx], and returns the entry.
+func (l *Log) findTx(txid, to uint64) (e Entry, err error) {
 	for {
 		first, _ := l.ends()
-		index, err = l.findTx(txid, to)
+		e, err = l.tryFindTx(txid, to)
 		if !errors.Is(err, ErrNotFound) {
-			return index, err
+			return e, err
 		}
 		if now, _ := l.ends(); now == first {
-			return 0, err
+			return e, err
 		}
 		// The log was trimmed during the search, which may have missed an
 		// entry.
 	}
 }
 
-func (l *Log) findTx(txid, to uint64) (index uint64, err error) {
+func (l *Log) tryFindTx(txid, to uint64) (Entry, error) {
 	l.mu.RLock()
 	first, voids := l.first, l.voids
 	to = min(to, l.last)
@@ -37,15 +43,15 @@ func (l *Log) findTx(txid, to uint64) (index uint64, err error) {
 	l.mu.RUnlock()
 	switch {
 	case ok && txid <= last:
-		return index, nil
+		return l.Entry(index)
 	case ok || txid == 0 || first == 0 || to == 0:
-		return 0, ErrNotFound
+		return Entry{}, ErrNotFound
 	case to < first:
-		return 0, ErrTrimmed
+		return Entry{}, ErrTrimmed
 	}
 	start, err := l.hintBefore(txid, first, to, voids)
 	if err != nil || start.found {
-		return start.index, err
+		return start.entry, err
 	}
 	return l.searchTx(txid, start, to, voids)
 }
@@ -53,33 +59,34 @@ func (l *Log) findTx(txid, to uint64) (index uint64, err error) {
 // start is the place where a search for a txid begins.
 type start struct {
 	index uint64
-	found bool // the batch at index holds the txid
-	seen  bool // a batch before index holds older txids
+	found bool  // entry holds the txid
+	entry Entry // if found
+	seen  bool  // a batch before index holds older txids
 }
 
 // searchTx looks for txid from a start to index to.
-func (l *Log) searchTx(txid uint64, from start, to uint64, voids []uint64) (uint64, error) {
+func (l *Log) searchTx(txid uint64, from start, to uint64, voids []uint64) (Entry, error) {
 	seen := from.seen
 	for e, err := range l.Entries(from.index, to) {
 		if err != nil {
-			return 0, err
+			return Entry{}, err
 		}
 		b, ok := e.transactions()
 		if !ok || slices.Contains(voids, e.Index) {
 			continue
 		}
 		if b.First > txid && !seen {
-			return 0, ErrTrimmed // txids are dense from 1: it was before
+			return Entry{}, ErrTrimmed // txids are dense from 1: it was before
 		}
 		if b.First > txid {
 			break
 		}
 		if txid <= b.Last() {
-			return e.Index, nil
+			return e, nil
 		}
 		seen = true
 	}
-	return 0, ErrNotFound
+	return Entry{}, ErrNotFound
 }
 
 // transactions returns the batch in e if it holds transactions. It checks only
@@ -111,7 +118,7 @@ func (l *Log) hintBefore(txid, first, to uint64, voids []uint64) (start, error) 
 			}
 			if b, ok := e.transactions(); err == nil && ok && b.First <= txid {
 				if txid <= b.Last() {
-					return start{index: index, found: true}, nil
+					return start{found: true, entry: e}, nil
 				}
 				return start{index: index + 1, seen: true}, nil
 			}
@@ -153,13 +160,17 @@ const longRun = 4 * hintEntries
 // all entries up to index to are read in search of another batch.
 func (l *Log) Batches(txid, to uint64) iter.Seq2[uint64, BatchOrError] {
 	return func(yield func(uint64, BatchOrError) bool) {
-		start, err := l.FindTx(txid, to)
+		e, err := l.findTx(txid, to)
 		if err != nil {
 			yield(0, BatchOrError{Err: err})
 			return
 		}
-		b := batches{log: l, from: start, to: min(to, l.LastIndex()), voids: l.Voids(), yield: yield}
-		for b.from > 0 {
+		b := batches{log: l, from: e.Index + 1, to: min(to, l.LastIndex()), voids: l.Voids(), yield: yield}
+		if _, err := b.entry(&e); err != nil {
+			yield(0, BatchOrError{Err: err})
+			return
+		}
+		for b.next > 0 && b.from > 0 {
 			b.run()
 		}
 	}
@@ -170,7 +181,7 @@ type batches struct {
 	log   *Log
 	from  uint64 // the entry to continue at, 0 at the end
 	to    uint64
-	next  uint64 // the next txid, 0 before the first batch
+	next  uint64 // the next txid, 0 if the consumer wants no more
 	voids []uint64
 	yield func(uint64, BatchOrError) bool
 }

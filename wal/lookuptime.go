@@ -31,17 +31,10 @@ func (l *Log) FindTime(at int64, first, last, to uint64) (txid uint64, err error
 
 // batchOf returns the header of the batch that holds a txid.
 func (l *Log) batchOf(txid, to uint64) (Batch, error) {
-	index, err := l.FindTx(txid, to)
+	e, err := l.findTx(txid, to)
 	if err != nil {
 		return Batch{}, err
 	}
-	e, err := l.Entry(index)
-	if err != nil {
-		if first, _ := l.ends(); index < first {
-			err = ErrTrimmed
-		}
-		return Batch{}, err
-	}
-	b, _ := e.transactions() // FindTx has seen that there are some
+	b, _ := e.transactions() // findTx has seen that there are some
 	return b, nil
 }
