@@ -93,7 +93,16 @@ func (c *logChecker) check(ctx context.Context, m *natslink.Message) error {
 	if last != nil {
 		note.checks += last.checks
 	}
+	if err := c.addAll(ctx, m, last, note); err != nil {
+		return err
+	}
 	m.Note = note
+	return nil
+}
+
+// addAll adds the findings for all transactions of a message to a note. last is
+// the note of the check before.
+func (c *logChecker) addAll(ctx context.Context, m *natslink.Message, last, note *logNote) error {
 	limit := maxTransaction(c.limits.MaxPayload())
 	if m.Subject != c.batchSubject {
 		return c.add(ctx, note, &request{message: m, finding: last.of(0)}, m.Header, m.Payload, limit)

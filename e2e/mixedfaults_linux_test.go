@@ -1,7 +1,6 @@
 package e2e_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,8 +13,8 @@ func init() {
 	mixedFaults = append(mixedFaults, (*faulty).runOutOfFiles, (*faulty).runOutOfMemory)
 }
 
-// limitOne gives a node's process a limit for a while, and starts the node
-// again if it has ended by then.
+// limitOne gives a node's process a limit for a while. It may end because of
+// that, also later.
 func (f *faulty) limitOne(n *node, what string, resource int, limit uint64) (string, error) {
 	pid := n.running().cmd.Process.Pid
 	var before unix.Rlimit
@@ -35,20 +34,8 @@ func (f *faulty) limitOne(n *node, what string, resource int, limit uint64) (str
 	if err := unix.Prlimit(pid, resource, &before, nil); err != nil && !errors.Is(err, unix.ESRCH) {
 		return what, err
 	}
-	ctx, cancel := context.WithCancel(f.t.Context())
-	defer cancel()
-	go func() { // the node may also end later, because of what has failed meanwhile
-		select {
-		case <-ended:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	if err := f.awaitReady(ctx, f.watcher); err == nil || ctx.Err() == nil {
-		return what, err
-	}
-	n.kill() // it has ended; the next start has another limit
-	return what + ", and ended", n.start()
+	f.limited = append(f.limited, n)
+	return what, f.awaitReady(f.t.Context(), f.watcher)
 }
 
 // runOutOfFiles leaves a node no descriptor for one more file or connection.

@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -81,7 +82,7 @@ func mixFaults(t *testing.T, seed uint64, count int) {
 			t.Fatalf("fault %d: %s: %v", i, what, err)
 		}
 		t.Logf("fault %d: %s, %v", i, what, time.Since(began).Round(time.Millisecond))
-		if err := c.awaitReady(t.Context(), f.watcher); err != nil {
+		if err := f.awaitReady(t.Context(), f.watcher); err != nil {
 			t.Fatalf("fault %d: %s: %v", i, what, err)
 		}
 	}
@@ -100,6 +101,41 @@ type faulty struct {
 	t       *testing.T
 	mix     *mix
 	watcher *workload.Client
+	limited []*node // whose process had a limit
+}
+
+// awaitReady waits until the cluster is ready. It starts nodes again that have
+// ended because of a limit: what failed under it may end them later, too.
+func (f *faulty) awaitReady(ctx context.Context, watcher *workload.Client) error {
+	for {
+		running, cancel := context.WithCancel(ctx)
+		for _, n := range f.limited {
+			ended := n.running().done
+			go func() {
+				select {
+				case <-ended:
+					cancel()
+				case <-running.Done():
+				}
+			}()
+		}
+		err := f.cluster.awaitReady(running, watcher)
+		ended := running.Err() != nil && ctx.Err() == nil
+		cancel()
+		if err == nil || !ended {
+			return err
+		}
+		for _, n := range f.limited {
+			select {
+			case <-n.running().done:
+				n.kill() // the next start has another limit
+				if err := n.start(); err != nil {
+					return err
+				}
+			default:
+			}
+		}
+	}
 }
 
 // mixedFaults are the faults. Each returns when it is healed, with what it was.

@@ -18,7 +18,7 @@ const variablePrefix = "CANTUS_"
 // testVariables are those that the tests of this repository read. They pass
 // them on to the commands that they start.
 var testVariables = []string{
-	"CANTUS_BENCH_DEVICE", "CANTUS_E2E_LOGS", "CANTUS_EXAMPLES", "CANTUS_LONG", "CANTUS_SIM_RUNS",
+	"CANTUS_BENCH_DEVICE", "CANTUS_E2E_LOGS", "CANTUS_EXAMPLES", "CANTUS_HISTORIES", "CANTUS_LONG", "CANTUS_SIM_RUNS",
 	"CANTUS_SIM_SCRIPT", "CANTUS_SIM_SEED", "CANTUS_SIM_TRACE", "CANTUS_TEST_LOG", "CANTUS_WAL_CHILD",
 }
 

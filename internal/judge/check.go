@@ -108,6 +108,7 @@ func (p *partition) check() {
 	p.checkOrder()
 	p.checkIDs()
 	p.checkLocks()
+	p.checkConditions()
 	p.checkRefusals()
 	p.checkMarks()
 	p.checkReads()

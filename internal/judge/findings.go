@@ -42,6 +42,8 @@ const (
 	ConflictFalse       Class = "conflict-false"
 	ConflictUncommitted Class = "conflict-uncommitted"
 	ConflictIncomplete  Class = "conflict-incomplete"
+	ConditionMissed     Class = "condition-missed"
+	ConditionFalse      Class = "condition-false"
 	FloorHigh           Class = "floor-high"
 	AheadFalse          Class = "ahead-false"
 	WrongLastFalse      Class = "wrong-last-false"
@@ -107,6 +109,8 @@ var classes = []struct {
 	{ConflictFalse, "a conflict names a transaction or a lock that does not justify it"},
 	{ConflictUncommitted, "a conflict names a transaction that was never committed"},
 	{ConflictIncomplete, "a conflict leaves out a violated lock, or names a transaction that is not the newest with it"},
+	{ConditionMissed, "a transaction was acknowledged although its condition matches one after its high-water mark"},
+	{ConditionFalse, "a conflict names a transaction that the condition does not match, or one that it could have looked at"},
 	{FloorHigh, "a floor is higher than what can have been forgotten"},
 	{AheadFalse, "something was refused as ahead although the log had reached it before the request"},
 	{WrongLastFalse, "an expected last sequence was refused although the log ended there all the time"},

@@ -104,7 +104,12 @@ type Transaction struct {
 	Write         []string `json:"write,omitempty"`
 	Read          []string `json:"read,omitempty"`
 	Append        []string `json:"append,omitempty"`
+	// Unless is the condition, which is not stored.
+	Unless []Item `json:"unless,omitempty"`
 }
+
+// Item is an item of a condition.
+type Item = subjects.QueryItem
 
 // kind returns the kind, which is subjects.DefaultKind if none was sent.
 func (t *Transaction) kind() string {

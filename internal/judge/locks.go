@@ -89,7 +89,7 @@ func (p *partition) checkLocks() {
 func (p *partition) conflicts() (justified []*attempt) {
 	for i := range p.attempts {
 		a := &p.attempts[i]
-		if a.result.Outcome != Refused || a.result.Error.Reason != subjects.Conflict {
+		if a.result.Outcome != Refused || a.result.Error.Reason != subjects.Conflict || a.result.Error.Unless != nil {
 			continue
 		}
 		if p.justified(a) {

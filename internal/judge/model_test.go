@@ -76,8 +76,13 @@ func (m *model) decide(tx *judge.Transaction, now int64) judge.Result {
 		r.Error.Lock, r.Error.Txid, r.Error.Conflicts = conflicts[0].Lock, conflicts[0].Txid, conflicts
 		return r
 	}
+	if match := m.match(tx); match != nil {
+		r := refuse(subjects.Conflict)
+		r.Error.Txid, r.Error.Unless = match.Txid, match
+		return r
+	}
 	stored := &judge.Stored{Txid: m.last() + 1, Time: epoch + now, Transaction: *tx}
-	stored.ExpectedLast = nil
+	stored.ExpectedLast, stored.Unless = nil, nil
 	m.log = append(m.log, stored)
 	if tx.ID != "" {
 		m.ids[tx.ID] = stored
@@ -106,6 +111,23 @@ func (m *model) conflicts(tx *judge.Transaction) (all []subjects.ConflictingLock
 	add("read", tx.Read)
 	slices.SortStableFunc(all, func(a, b subjects.ConflictingLock) int { return cmp.Compare(b.Txid, a.Txid) })
 	return all
+}
+
+// match returns the item of a condition that matches, nil if none does.
+func (m *model) match(tx *judge.Transaction) *subjects.MatchedCondition {
+	for i, item := range tx.Unless {
+		for txid := m.last(); txid > *tx.HighWaterMark; txid-- {
+			if txid < m.first {
+				return &subjects.MatchedCondition{Item: i, Txid: txid, Forgotten: true}
+			}
+			t := m.at(txid)
+			kind := cmp.Or(t.Kind, subjects.DefaultKind)
+			if (len(item.Kinds) == 0 || slices.Contains(item.Kinds, kind)) && !slices.ContainsFunc(item.Locks, func(l string) bool { return !records(t, l) }) {
+				return &subjects.MatchedCondition{Item: i, Txid: txid}
+			}
+		}
+	}
+	return nil
 }
 
 // newest is the rule of the contract, in the plainest way.
@@ -335,6 +357,9 @@ func (g *generator) transaction(m *model) *judge.Transaction {
 			mark += 10
 		}
 		t.HighWaterMark, t.Write, t.Read = &mark, g.locks(), g.locks()
+		if g.IntN(3) == 0 {
+			t.Unless = []subjects.QueryItem{{Kinds: []string{"pay"}}, {Locks: g.locks(), Kinds: []string{"tx", "refund"}}}[:1+g.IntN(2)]
+		}
 	} else if g.IntN(10) == 0 {
 		t.ExpectedLast = new(m.last() - min(m.last(), g.Uint64N(2)))
 	}

@@ -24,6 +24,33 @@ func (p *planter) conflict() (*judge.Operation, *subjects.Error) {
 	return o, o.Error
 }
 
+// unmatched adds a transaction of kind "m" with the locks m.1 and m.2, and one
+// after it that was acknowledged with a condition.
+func (p *planter) unmatched(items ...subjects.QueryItem) {
+	a := &judge.Transaction{Content: "a", Kind: "m", Append: []string{"m.1", "m.2"}}
+	first := p.grow(1, a).Txid
+	p.sent(1, a, first)
+	b := &judge.Transaction{Content: "b", HighWaterMark: new(first - 1)}
+	second := p.grow(1, b).Txid
+	sent := *b
+	sent.Unless = items
+	p.sent(1, &sent, second)
+}
+
+// matched adds a transaction of kind "m" with the locks m.1 and m.2, and one
+// after it that was refused because its condition matches that. It returns the
+// refusal for a change.
+func (p *planter) matched(items ...subjects.QueryItem) *subjects.Error {
+	a := &judge.Transaction{Content: "a", Kind: "m", Append: []string{"m.1", "m.2"}}
+	first := p.grow(1, a).Txid
+	p.sent(1, a, first)
+	t := only("refused")
+	t.HighWaterMark, t.Unless = new(first-1), items
+	o := p.refusal(1, t, subjects.Conflict)
+	o.Error.Txid, o.Error.Unless = first, &subjects.MatchedCondition{Txid: first}
+	return o.Error
+}
+
 // refusal adds an append that was refused at the end.
 func (p *planter) refusal(partition int, t *judge.Transaction, r subjects.Reason) *judge.Operation {
 	o := p.sent(partition, t, 0)
@@ -107,6 +134,54 @@ var refusalPlants = []plant{
 		o := p.h.Operations[len(p.h.Operations)-1]
 		*o.Append.HighWaterMark -= 5
 		o.Append.Write = []string{"p.1"}
+		return true
+	}},
+	{judge.ConditionMissed, "a kind", func(p *planter) bool {
+		p.unmatched(subjects.QueryItem{Kinds: []string{"other", "m"}})
+		return true
+	}},
+	{judge.ConditionMissed, "locks, of the second item", func(p *planter) bool {
+		p.unmatched(subjects.QueryItem{Kinds: []string{"other"}}, subjects.QueryItem{Kinds: []string{"m"}, Locks: []string{"m.2", "m.>"}})
+		return true
+	}},
+	{judge.ConditionFalse, "another kind", func(p *planter) bool {
+		p.matched(subjects.QueryItem{Kinds: []string{"other"}})
+		return true
+	}},
+	{judge.ConditionFalse, "a lock that it lacks", func(p *planter) bool {
+		p.matched(subjects.QueryItem{Locks: []string{"m.1", "m.3"}})
+		return true
+	}},
+	{judge.ConditionFalse, "an item that is not there", func(p *planter) bool {
+		p.matched(subjects.QueryItem{Kinds: []string{"m"}}).Unless.Item = 1
+		return true
+	}},
+	{judge.ConditionFalse, "before the mark", func(p *planter) bool {
+		e := p.matched(subjects.QueryItem{Kinds: []string{"m"}})
+		e.Txid, e.Unless.Txid = e.Txid-1, e.Txid-1
+		return true
+	}},
+	{judge.ConditionFalse, "two txids", func(p *planter) bool {
+		p.matched(subjects.QueryItem{Kinds: []string{"m"}}).Txid--
+		return true
+	}},
+	{judge.ConditionFalse, "forgotten, and there", func(p *planter) bool {
+		p.matched(subjects.QueryItem{Kinds: []string{"m"}}).Unless.Forgotten = true
+		return true
+	}},
+	{judge.ConditionFalse, "sent later", func(p *planter) bool {
+		p.matched(subjects.QueryItem{Kinds: []string{"m"}})
+		o := p.h.Operations[len(p.h.Operations)-1]
+		o.Start, o.End = 0, 1
+		return true
+	}},
+	{judge.ConflictUncommitted, "a condition past the end", func(p *planter) bool {
+		e := p.matched(subjects.QueryItem{Kinds: []string{"m"}})
+		e.Txid, e.Unless.Txid = e.Txid+9, e.Txid+9
+		return true
+	}},
+	{judge.ReasonUnexpected, "a condition that was not sent", func(p *planter) bool {
+		p.matched()
 		return true
 	}},
 	{judge.FloorHigh, "conflict", func(p *planter) bool {

@@ -30,7 +30,8 @@ func (p *partition) checkRefusals() {
 func (p *partition) checkRefusedAppend(a *attempt) {
 	e, tx := a.result.Error, a.tx
 	switch {
-	case e.Reason == subjects.Conflict && len(tx.Write)+len(tx.Read) > 0: // see checkLocks
+	case e.Reason == subjects.Conflict && e.Unless != nil && len(tx.Unless) > 0: // see checkConditions
+	case e.Reason == subjects.Conflict && e.Unless == nil && len(tx.Write)+len(tx.Read) > 0: // see checkLocks
 	case e.Reason == subjects.Ahead && tx.HighWaterMark != nil:
 		p.checkAhead(a.Operation, tx.mark(), "high-water mark")
 	case e.Reason == subjects.WrongLast && tx.ExpectedLast != nil:

@@ -34,6 +34,7 @@ type Refusal struct {
 	Lock      string     `json:"lock"`
 	Txid      uint64     `json:"txid"`
 	Conflicts []Conflict `json:"conflicts"`
+	Unless    *Matched   `json:"unless,omitempty"`
 	FirstTxid uint64     `json:"first_txid"`
 }
 
@@ -43,8 +44,15 @@ type Conflict struct {
 	Lock string `json:"lock"`
 	Mode string `json:"mode"`
 	Txid uint64 `json:"txid"`
-	// Forgotten means that Txid is the floor of the lock table.
+	// Forgotten means that the log could not be searched at Txid.
 	Forgotten bool `json:"forgotten,omitempty"`
+}
+
+// Matched is the item of a condition that matches.
+type Matched struct {
+	Item      int    `json:"item"`
+	Txid      uint64 `json:"txid"`
+	Forgotten bool   `json:"forgotten,omitempty"`
 }
 
 // PartitionInfo is the answer of cantus.info.<p>, as far as tests need it.

@@ -140,6 +140,12 @@ func (w *mixed) request() *nats.Msg {
 		m.Header.Set("Cantus-Write-Lock", w.lock()+","+w.lock())
 		m.Header.Set("Cantus-Read-Lock", w.lock())
 	}
+	if w.IntN(5) == 0 {
+		mark := w.Mark(w.partition)
+		m.Header.Set("Cantus-High-Water-Mark", fmt.Sprint(mark-min(mark, w.Uint64N(200))))
+		m.Header.Del("Cantus-Read-Lock")
+		m.Header.Set("Cantus-Unless", fmt.Sprintf(`{"kinds":["pay"],"locks":[%q,%q]}`, w.lock(), w.lock()))
+	}
 	if w.IntN(20) == 0 {
 		m.Header.Set("Nats-Expected-Last-Sequence", fmt.Sprint(w.Mark(w.partition)))
 	}

@@ -2,6 +2,7 @@ package workload
 
 import (
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strconv"
@@ -40,6 +41,12 @@ func sentTransaction(m *nats.Msg) *judge.Transaction {
 		HighWaterMark: number(m, "Cantus-High-Water-Mark"), ExpectedLast: number(m, "Nats-Expected-Last-Sequence"),
 	}
 	setLocks(t, m)
+	for _, value := range m.Header["Cantus-Unless"] {
+		var item judge.Item
+		if err := json.Unmarshal([]byte(value), &item); err == nil {
+			t.Unless = append(t.Unless, item)
+		}
+	}
 	return t
 }
 
