@@ -31,7 +31,7 @@ func (s seen) Apply(entries []Committed) []any {
 // for as long as its disk hangs.
 func TestWhatIsSyncedIsAppliedBeforeTheRest(t *testing.T) {
 	log := openLog(t, t.TempDir(), wal.Options{})
-	s := &logStore{log: log, halt: &halt{}}
+	s := &logStore{truncating: make(chan struct{}, 1), log: log, halt: &halt{}}
 	var logs []*raft.Log
 	for i := range uint64(3) {
 		logs = append(logs, &raft.Log{Index: i + 1, Term: 1, Type: raft.LogCommand})

@@ -289,7 +289,7 @@ func FuzzStableState(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		s := &logStore{log: log}
+		s := &logStore{truncating: make(chan struct{}, 1), log: log}
 		if n, err := s.GetUint64([]byte(keyTerm)); err != nil || n != storedTerm(log) {
 			t.Fatalf("term %d, %v", n, err)
 		}

@@ -54,7 +54,7 @@ type Group struct {
 func Open(opts Options) (*Group, error) {
 	g := &Group{
 		node: opts.Node, info: func(string, ...any) {}, warn: func(string, ...any) {},
-		log: &logStore{log: opts.Log, standalone: opts.Network == nil, halt: &halt{haltedItself: opts.HaltedItself}},
+		log: &logStore{truncating: make(chan struct{}, 1), log: opts.Log, standalone: opts.Network == nil, halt: &halt{haltedItself: opts.HaltedItself}},
 	}
 	g.log.halt.request(opts.Halted)
 	if opts.Logger != nil {

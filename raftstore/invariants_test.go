@@ -15,7 +15,7 @@ import (
 // TestInvariantsOfAGroup makes each statement about a group false.
 func TestInvariantsOfAGroup(t *testing.T) {
 	log := openLog(t, t.TempDir(), wal.Options{})
-	s := &logStore{log: log, halt: &halt{}}
+	s := &logStore{truncating: make(chan struct{}, 1), log: log, halt: &halt{}}
 	for i := range uint64(5) {
 		if err := s.StoreLog(&raft.Log{Index: i + 1, Term: 1}); err != nil {
 			t.Fatal(err)

@@ -47,8 +47,10 @@ type logStore struct {
 	mu          sync.Mutex
 	pendingTerm []byte
 
-	// truncating is held while either end of the log is removed.
-	truncating sync.Mutex
+	// truncating is held while either end of the log is removed. It is a
+	// channel of capacity 1: disks are waited for meanwhile, and a goroutine that
+	// waits for a mutex would stop a simulation's clock.
+	truncating chan struct{}
 	// replaceFrom, if not 0, is the index from which the entries of the next
 	// StoreLogs replace those in the log. Raft's main goroutine owns it.
 	replaceFrom uint64
@@ -129,8 +131,8 @@ func (s *logStore) store(entries []wal.Entry, replaceFrom uint64) error {
 	case replaceFrom != entries[0].Index:
 		return fmt.Errorf("entries from %d on are to be replaced, and the next is %d", replaceFrom, entries[0].Index)
 	}
-	s.truncating.Lock()
-	defer s.truncating.Unlock()
+	s.truncating <- struct{}{}
+	defer func() { <-s.truncating }()
 	return s.log.Replace(entries...)
 }
 
@@ -234,8 +236,8 @@ func (s *logStore) DeleteRange(from, to uint64) error {
 	s.clearRecent()
 	s.replaceFrom = 0
 	if s.mayHoldConfiguration(from, to) {
-		s.truncating.Lock()
-		defer s.truncating.Unlock()
+		s.truncating <- struct{}{}
+		defer func() { <-s.truncating }()
 		return s.log.TruncateSuffix(from)
 	}
 	s.replaceFrom = from
@@ -274,8 +276,8 @@ func (s *logStore) checkTruncation(from uint64) error {
 
 // trim removes the entries up to and including index through.
 func (s *logStore) trim(through uint64) error {
-	s.truncating.Lock()
-	defer s.truncating.Unlock()
+	s.truncating <- struct{}{}
+	defer func() { <-s.truncating }()
 	s.clearRecent()
 	return s.log.TrimHead(through)
 }

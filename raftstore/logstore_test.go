@@ -30,7 +30,7 @@ func openLog(t *testing.T, dir string, opts wal.Options) *wal.Log {
 }
 
 func TestLogStoreRoundTrip(t *testing.T) {
-	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{})}
+	s := &logStore{truncating: make(chan struct{}, 1), log: openLog(t, t.TempDir(), wal.Options{})}
 	want := []*raft.Log{
 		{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: []byte("c"), AppendedAt: time.Unix(5, 6)},
 		{Index: 2, Term: 1, Type: raft.LogNoop},
@@ -82,7 +82,7 @@ func TestLogStoreRoundTrip(t *testing.T) {
 // A conflicting suffix that holds a configuration must not outlast the return
 // of Raft to the configuration before it.
 func TestAConfigurationIsRemovedAtOnce(t *testing.T) {
-	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{})}
+	s := &logStore{truncating: make(chan struct{}, 1), log: openLog(t, t.TempDir(), wal.Options{})}
 	for _, l := range []raft.Log{{Index: 1}, {Index: 2}, {Index: 3, Type: raft.LogConfiguration}, {Index: 4}} {
 		l.Term = 1
 		if err := s.StoreLog(&l); err != nil {
@@ -103,7 +103,7 @@ func TestAConfigurationIsRemovedAtOnce(t *testing.T) {
 }
 
 func TestStableStore(t *testing.T) {
-	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{})}
+	s := &logStore{truncating: make(chan struct{}, 1), log: openLog(t, t.TempDir(), wal.Options{})}
 	if v, err := s.Get([]byte("k")); err != nil || len(v) != 0 {
 		t.Fatalf("a key that was never set: %q, %v", v, err)
 	}
@@ -226,7 +226,7 @@ func TestAFailedStoreDoesNotPanic(t *testing.T) {
 func TestAPendingTermIsStoredFirst(t *testing.T) {
 	testkit.Violates(t, invariant.TermPending)
 	fs := journaltest.NewGate()
-	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{FS: fs, SegmentSize: 1 << 16})}
+	s := &logStore{truncating: make(chan struct{}, 1), log: openLog(t, t.TempDir(), wal.Options{FS: fs, SegmentSize: 1 << 16})}
 	if err := s.SetUint64([]byte(keyTerm), 1); err != nil {
 		t.Fatal(err)
 	}
@@ -300,7 +300,7 @@ func TestStoredStateNeverRegresses(t *testing.T) {
 	testkit.Violates(t, invariant.TermRises, invariant.VoteTermRises, invariant.CommittedKept)
 	open := func(t *testing.T) (*logStore, chan error) {
 		halted := make(chan error, 1)
-		s := &logStore{log: openLog(t, t.TempDir(), wal.Options{}), halt: &halt{haltedItself: func(err error) { halted <- err }}}
+		s := &logStore{truncating: make(chan struct{}, 1), log: openLog(t, t.TempDir(), wal.Options{}), halt: &halt{haltedItself: func(err error) { halted <- err }}}
 		for i := range uint64(5) {
 			if err := s.StoreLog(&raft.Log{Index: i + 1, Term: 1}); err != nil {
 				t.Fatal(err)

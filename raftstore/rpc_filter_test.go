@@ -182,7 +182,7 @@ func TestAFetchKeepsWhatIsCommitted(t *testing.T) {
 
 func TestVeryLargeEntriesAreStoredInParts(t *testing.T) {
 	testkit.NotShort(t, "it waits for elections and time-outs")
-	s := &logStore{log: openLog(t, t.TempDir(), wal.Options{SegmentSize: 64 << 20})}
+	s := &logStore{truncating: make(chan struct{}, 1), log: openLog(t, t.TempDir(), wal.Options{SegmentSize: 64 << 20})}
 	var logs []*raft.Log
 	data := make([]byte, 9<<20)
 	for i := uint64(1); i <= 9; i++ {
