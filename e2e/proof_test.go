@@ -71,3 +71,17 @@ func TestClusterReadLocksKeepWritersFromSkew(t *testing.T) {
 		t.Fatalf("the limit was broken %d times: %v", broken, err)
 	}
 }
+
+// TestClusterConditionsKeepWritersFromSkew has pairs of writers append with
+// conditions while leaders are killed.
+func TestClusterConditionsKeepWritersFromSkew(t *testing.T) {
+	testkit.OnlyLong(t, "minutes of a cluster: make cluster")
+	p := proof.Conditions{Workers: 20, Rounds: 500, Failures: 20}
+	c := startCluster(t, 3, "--partitions", "1")
+	began := time.Now()
+	broken, err := p.Run(t.Context(), fallible{c})
+	if err != nil || broken > 0 {
+		t.Fatalf("in %d rounds both writers took both names: %v", broken, err)
+	}
+	t.Logf("%d rounds, %d leaders killed: %v", p.Workers*p.Rounds, p.Failures, time.Since(began).Round(time.Second))
+}

@@ -62,6 +62,32 @@ func TestReadLocksKeepWritersFromSkew(t *testing.T) {
 	}
 }
 
+// Two writers with conditions on two names are in each other's way if they have
+// both names in common, and only then.
+func TestConditionsKeepWritersFromSkew(t *testing.T) {
+	for _, unchecked := range []bool{false, true} {
+		t.Run(fmt.Sprintf("unchecked %v", unchecked), func(t *testing.T) {
+			const workers = 20
+			rounds := testkit.Sized(5, 50, 500)
+			if unchecked {
+				rounds = 5
+			}
+			ctx, log := newOneNode(t)
+			broken, err := proof.Conditions{Workers: workers, Rounds: rounds, Unchecked: unchecked}.Run(ctx, log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := 0
+			if unchecked {
+				want = workers * rounds
+			}
+			if broken != want {
+				t.Errorf("in %d of %d rounds both writers took both names; want %d", broken, workers*rounds, want)
+			}
+		})
+	}
+}
+
 // A follower that is a million transactions behind catches up, and the live
 // memory does not depend on how far it is behind.
 func TestCatchingUpTakesBoundedMemory(t *testing.T) {

@@ -6,6 +6,9 @@
 //     state.
 //   - In Skew, two writers read two accounts and each writes one. The limit on
 //     the accounts' sum must hold.
+//   - In Conditions, two writers append unless somebody has recorded two names
+//     together. One of two that have both names in common must be refused, and
+//     none of two that have only one in common.
 package proof
 
 import (

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -40,12 +39,12 @@ func (p Probe) Run(ctx context.Context, log Log) (err error) {
 			return err
 		}
 	}
-	r := &probing{known: map[uint64]bool{}, progress: make(chan struct{}, 1)}
+	r := &probing{known: map[uint64]bool{}, committed: newProgress()}
 	group, running := errgroup.WithContext(ctx)
 	for _, w := range writers {
 		group.Go(func() error { return r.write(running, w, p.Each) })
 	}
-	group.Go(func() error { return r.fail(running, log, p) })
+	group.Go(func() error { return r.committed.fail(running, log, p.Failures, p.Writers*p.Each) })
 	if err := group.Wait(); err != nil {
 		return err
 	}
@@ -54,8 +53,7 @@ func (p Probe) Run(ctx context.Context, log Log) (err error) {
 
 // probing is the state of a running probe.
 type probing struct {
-	committed atomic.Int64
-	progress  chan struct{} // capacity 1: committed has increased
+	committed *progress
 
 	mu      sync.Mutex
 	known   map[uint64]bool // txids of which writers have receipts
@@ -86,29 +84,7 @@ func (r *probing) write(ctx context.Context, w *writer, count int) error {
 		default:
 			return err
 		}
-		r.committed.Add(1)
-		select {
-		case r.progress <- struct{}{}:
-		default:
-		}
-	}
-	return nil
-}
-
-// fail makes the leader fail at even intervals, measured in transactions.
-func (r *probing) fail(ctx context.Context, log Log, p Probe) error {
-	for i := range p.Failures {
-		at := int64((i + 1) * p.Writers * p.Each / (p.Failures + 1))
-		for r.committed.Load() < at {
-			select {
-			case <-r.progress:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-		}
-		if err := log.Fail(ctx); err != nil {
-			return fmt.Errorf("failure %d: %w", i+1, err)
-		}
+		r.committed.add()
 	}
 	return nil
 }
@@ -131,7 +107,7 @@ func (r *probing) check(ctx context.Context, log Log) error {
 	if len(r.known) > 0 {
 		return fmt.Errorf("%d transactions have receipts and are not in the log", len(r.known))
 	}
-	if committed := int(r.committed.Load()) - r.unknown; len(all) < committed || len(all) > committed+r.unknown {
+	if committed := int(r.committed.done.Load()) - r.unknown; len(all) < committed || len(all) > committed+r.unknown {
 		return fmt.Errorf("the log has %d transactions: %d were committed, and the outcome of %d is unknown", len(all), committed, r.unknown)
 	}
 	return nil
