@@ -30,6 +30,8 @@ type MixOptions struct {
 	// MaxPayload is how large a large payload may be. 0 is 64 KiB. Large ones
 	// make trim points.
 	MaxPayload int
+	// Conditions has some transactions commit under a condition.
+	Conditions bool
 	// Service says when appends without an outcome are sent again. nil is
 	// Backoff.
 	Service Service
@@ -140,7 +142,7 @@ func (w *mixed) request() *nats.Msg {
 		m.Header.Set("Cantus-Write-Lock", w.lock()+","+w.lock())
 		m.Header.Set("Cantus-Read-Lock", w.lock())
 	}
-	if w.IntN(5) == 0 {
+	if w.opts.Conditions && w.IntN(5) == 0 {
 		mark := w.Mark(w.partition)
 		m.Header.Set("Cantus-High-Water-Mark", fmt.Sprint(mark-min(mark, w.Uint64N(200))))
 		m.Header.Del("Cantus-Read-Lock")
