@@ -6,7 +6,7 @@ ALL = $(MODULE)/...
 # What the nearest release tag calls this commit, empty if there is none.
 VERSION ?= $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null)
 
-.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long overload netfaults alerts alerts-live docs interop natscli stores postgres proof powercut encryption fulldisk damage crashpoints sim page pictures configuration clean
+.PHONY: help build test short race lint vuln fuzz bench soak idle bench-backup pgo scaling bench-etcd e2e long cluster failover faults faults-long overload netfaults alerts alerts-live docs interop natscli stores postgres proof powercut encryption encrypted-boot fulldisk damage crashpoints sim page pictures configuration clean
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -113,6 +113,9 @@ powercut: ## the store, cuts of leaders' power, and 100 cuts during operations, 
 
 encryption: ## an encrypted disk whose keys are replaced under load (root, cryptsetup; without dm-crypt in Debian's User-mode Linux)
 	./.ci/encryption
+
+encrypted-boot: ## a Debian boots with its data on an encrypted disk, and without that disk, in User-mode Linux (root; SUITE=trixie, KEEP=DIR keeps the Debian)
+	SUITE=$(SUITE) KEEP=$(KEEP) ./.ci/encryptedboot/run
 
 fulldisk: ## a node whose file system somebody else fills to the last byte (root)
 	CANTUS_LONG=1 $(GO) test -count=1 -tags fulldisk -run FullDisk -v ./e2e
