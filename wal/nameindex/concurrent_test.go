@@ -17,6 +17,7 @@ func TestSearchesBesideChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	x.budget.files.most = 3
 	x.Begin(1)
 	rare := x.Keys().Kind("rare")
 	r := rand.New(rand.NewPCG(3, 4))
@@ -75,5 +76,8 @@ func TestSearchesBesideChanges(t *testing.T) {
 	searching.Wait()
 	if err := x.Close(); err != nil {
 		t.Fatal(err)
+	}
+	if n := len(x.budget.files.open); n > 0 {
+		t.Errorf("%d files are open", n)
 	}
 }

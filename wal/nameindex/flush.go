@@ -224,6 +224,9 @@ func (x *Index) Close() error {
 		x.replace(r)
 	}
 	err := x.Flush()
+	for _, s := range append(slices.Clone(x.runs), x.later...) {
+		x.budget.files.forget(s)
+	}
 	x.budget.used.Add(-x.counted)
 	x.counted = 0
 	x.budget.indexes.Add(-1)

@@ -26,18 +26,20 @@ const (
 	leastRun = 64 << 10
 )
 
-// Budget is the memory that a number of indexes share, and the turn to merge.
+// Budget is what a number of indexes share: memory, open files, and the turn to
+// merge.
 type Budget struct {
 	limit   int64
 	used    atomic.Int64
 	indexes atomic.Int64
 	merging chan struct{}
 	scratch chan []uint64 // for sorting, one at a time
+	files   files
 }
 
 // NewBudget returns a budget of about a number of bytes.
 func NewBudget(bytes int64) *Budget {
-	b := &Budget{limit: bytes, merging: make(chan struct{}, 1), scratch: make(chan []uint64, 1)}
+	b := &Budget{limit: bytes, merging: make(chan struct{}, 1), scratch: make(chan []uint64, 1), files: files{open: map[*run]*openFile{}, most: openFiles}}
 	b.scratch <- nil
 	return b
 }
@@ -196,7 +198,11 @@ func (x *Index) chain(found []*run) {
 
 // remove removes a run's file. One that can't be removed is found when the
 // index is opened next.
-func (x *Index) remove(s *run) { _ = os.Remove(s.path) }
+func (x *Index) remove(s *run) {
+	x.budget.files.forget(s) // some systems do not remove an open file
+	_ = os.Remove(s.path)
+	x.budget.files.forget(s) // a search may have opened it meanwhile
+}
 
 // clearTail forgets what is in memory.
 func (x *Index) clearTail(first uint64) {

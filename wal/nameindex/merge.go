@@ -32,11 +32,11 @@ func merge(path string, parts []*run) (*run, error) {
 	entries := uint64(0)
 	cursors := make([]*cursor, len(parts))
 	for i, p := range parts {
-		opened, err := p.openWhole()
+		opened, file, err := p.openWhole()
 		if err != nil {
 			return nil, err
 		}
-		defer opened.file.Close()
+		defer file.Close()
 		entries += p.entries
 		cursors[i] = &cursor{from: opened, shift: uint32(p.first - s.first)}
 		if err := cursors[i].next(); err != nil {
@@ -149,11 +149,11 @@ func (c *cursor) next() error {
 
 // verify reads a whole run.
 func (s *run) verify() error {
-	opened, err := s.openWhole()
+	opened, file, err := s.openWhole()
 	if err != nil {
 		return err
 	}
-	defer opened.file.Close()
+	defer file.Close()
 	c := cursor{from: opened}
 	last, entries := Key(0), uint64(0)
 	for {

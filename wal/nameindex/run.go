@@ -142,7 +142,7 @@ func (s *run) tableSize() int64 { return headerSize + 4<<s.bits }
 // openedRun is a run whose file is open.
 type openedRun struct {
 	*run
-	file *os.File
+	file io.ReaderAt
 	// window and table, if not nil, are for reading the whole file from its
 	// beginning on: it is read in large pieces.
 	window *window
@@ -164,17 +164,17 @@ func (s openedRun) scratch() []byte {
 // bucketGuess is how many bytes of a bucket are read at first.
 const bucketGuess = 1024
 
-// openWhole opens the file for reading all of it.
-func (s *run) openWhole() (openedRun, error) {
-	opened, err := s.open()
+// openWhole opens the file for reading all of it. It is to be closed.
+func (s *run) openWhole() (openedRun, io.Closer, error) {
+	f, err := os.Open(s.path)
 	if err != nil {
-		return opened, err
+		return openedRun{}, nil, err
 	}
-	opened.window, opened.table = &window{}, make([]byte, 4<<s.bits)
-	if _, err := opened.file.ReadAt(opened.table, headerSize); err != nil {
-		return opened, errors.Join(s.damaged("table", err), opened.file.Close())
+	opened := openedRun{run: s, file: f, window: &window{}, table: make([]byte, 4<<s.bits)}
+	if _, err := f.ReadAt(opened.table, headerSize); err != nil {
+		return opened, nil, errors.Join(s.damaged("table", err), f.Close())
 	}
-	return opened, nil
+	return opened, f, nil
 }
 
 // window is a piece of a file.
@@ -205,13 +205,6 @@ func (s openedRun) readAt(b []byte, at int64) (int, error) {
 		return n, io.EOF
 	}
 	return n, nil
-}
-
-// open opens the file. The error wraps [fs.ErrNotExist] if the run was
-// merged or trimmed meanwhile.
-func (s *run) open() (openedRun, error) {
-	f, err := os.Open(s.path)
-	return openedRun{run: s, file: f}, err
 }
 
 func (s openedRun) find(k Key) (list, error) {

@@ -64,37 +64,42 @@ func (x *Index) Search(items []Item, r Range) iter.Seq2[uint64, error] {
 // searchPart returns the candidates of the part that has a transaction, by
 // their distances from its first one, and its first and last transaction.
 func (x *Index) searchPart(items []Item, txid uint64) (found []uint32, first, last uint64, err error) {
+	err = x.withPart(txid, func(p part, v *view, s *run) error {
+		first, last = v.first, v.through
+		if s != nil {
+			first, last = s.first, s.last
+		}
+		found, err = lookupAny(p, last-first+1, items)
+		return err
+	})
+	return found, first, last, err
+}
+
+// withPart calls use with the part that has a transaction, which is what a view
+// has in memory, or else a run.
+func (x *Index) withPart(txid uint64, use func(p part, v *view, s *run) error) error {
 	for {
 		v := x.view.Load()
-		p, first, last, err := v.part(txid)
+		if txid >= v.first && txid <= v.through {
+			return use(tail{v}, v, nil)
+		}
+		i := sort.Search(len(v.runs), func(i int) bool { return v.runs[i].last >= txid })
+		if i == len(v.runs) || v.runs[i].first > txid {
+			return fmt.Errorf("%w: %d", ErrNotCovered, txid)
+		}
+		s := v.runs[i]
+		file, err := x.budget.files.acquire(s)
 		switch {
 		case errors.Is(err, fs.ErrNotExist) && x.view.Load() != v:
 			continue // it was merged or trimmed meanwhile
 		case errors.Is(err, fs.ErrNotExist):
-			return nil, 0, 0, p.(openedRun).damaged("file", err)
+			return s.damaged("file", err)
 		case err != nil:
-			return nil, 0, 0, err
+			return err
 		}
-		found, err := lookupAny(p, last-first+1, items)
-		if opened, ok := p.(openedRun); ok {
-			err = errors.Join(err, opened.file.Close())
-		}
-		return found, first, last, err
+		defer x.budget.files.release(file)
+		return use(openedRun{run: s, file: file}, v, s)
 	}
-}
-
-// part returns the part that has a transaction. A run is to be closed.
-func (v *view) part(txid uint64) (p part, first, last uint64, err error) {
-	if txid >= v.first && txid <= v.through {
-		return tail{v}, v.first, v.through, nil
-	}
-	i := sort.Search(len(v.runs), func(i int) bool { return v.runs[i].last >= txid })
-	if i == len(v.runs) || v.runs[i].first > txid {
-		return nil, 0, 0, fmt.Errorf("%w: %d", ErrNotCovered, txid)
-	}
-	s := v.runs[i]
-	opened, err := s.open()
-	return opened, s.first, s.last, err
 }
 
 func lookupAny(p part, size uint64, items []Item) (all []uint32, err error) {
