@@ -205,7 +205,7 @@ func (x *indexer) fit(index *nameindex.Index, at position) {
 
 // add adds the transactions that the index lacks.
 func (x *indexer) add(ctx context.Context, index *nameindex.Index, at position) error {
-	for _, b := range x.store.Batches(index.Next(), at.index) {
+	for entry, b := range x.store.Batches(index.Next(), at.index) {
 		switch {
 		case errors.Is(b.Err, wal.ErrTrimmed):
 			return nil // the position has moved
@@ -220,7 +220,7 @@ func (x *indexer) add(ctx context.Context, index *nameindex.Index, at position) 
 		case index.Full():
 			return index.Flush()
 		}
-		if err := x.addBatch(index, b.Batch); err != nil {
+		if err := x.addBatch(index, entry, b.Batch); err != nil {
 			return err
 		}
 		runtime.Gosched() // the goroutines that commit transactions go first
@@ -231,12 +231,13 @@ func (x *indexer) add(ctx context.Context, index *nameindex.Index, at position) 
 	return nil
 }
 
-func (x *indexer) addBatch(index *nameindex.Index, b wal.Batch) error {
+// addBatch adds the batch in an entry.
+func (x *indexer) addBatch(index *nameindex.Index, entry uint64, b wal.Batch) error {
 	records, h := b.Read(), index.Keys()
 	records.Skip(int(index.Next() - b.First))
 	for t := (wal.Transaction{}); records.Next(&t); {
 		x.keys = keysOf(x.keys[:0], h, &t)
-		index.Add(t.Txid, x.keys...)
+		index.Add(t.Txid, entry, x.keys...)
 	}
 	return errors.Join(records.Err(), index.Publish(stampOf(b)))
 }
@@ -282,6 +283,14 @@ func (x *indexer) covers(from, to uint64) (index *nameindex.Index, r nameindex.R
 	first, last := index.Covers()
 	r = nameindex.Range{From: max(from, first), To: min(to, last)}
 	return index, r, r.From <= r.To && r.From <= to
+}
+
+// near returns the index of an entry near a transaction, 0 if it is not known.
+func (x *indexer) near(txid uint64) (entry uint64) {
+	if index := x.index.Load(); index != nil {
+		entry = index.Near(txid)
+	}
+	return entry
 }
 
 // search iterates over the candidates in a range. After an error, the log is to

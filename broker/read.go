@@ -226,14 +226,10 @@ func (r *reader) get(ctx context.Context, reply string, txid uint64) error {
 		}
 		r.metrics.readArchive(recordBytes(&t))
 	} else {
-		for _, b := range r.store.Batches(txid, at.index) {
-			if b.Err != nil {
-				return b.Err
-			}
-			if err := transactionIn(b.Batch, txid, &t); err != nil {
-				return err
-			}
-			break
+		w := r.walker(at)
+		defer w.close()
+		if err := w.read(txid, &t); err != nil {
+			return err
 		}
 	}
 	enc := encoder{partition: r.partition, names: r.names}

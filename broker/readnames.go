@@ -26,7 +26,7 @@ func (r *readAnswer) scanIndexed(ctx context.Context, at position, s *scanned) (
 	if items == nil {
 		return false, nil
 	}
-	w := walker{log: r.reader.store, to: at.index}
+	w := r.reader.walker(at)
 	defer w.close()
 	seeks := 0
 	for txid, err := range r.reader.indexer.search(index, items, covered) {
@@ -120,7 +120,7 @@ func (r *reader) findNewest(ctx context.Context, at position, q *query, high, lo
 // ask for, until it reports that it is done. next is the one that would come
 // next, low-1 if there is none.
 func (r *reader) down(at position, q *query, high, low uint64, s *scanned, each func(*wal.Transaction) (done bool, err error)) (next uint64, err error) {
-	d := descent{reader: r, at: at, q: q, low: low, next: high, scanned: s, each: each, walker: walker{log: r.store, to: at.index}}
+	d := descent{reader: r, at: at, q: q, low: low, next: high, scanned: s, each: each, walker: r.walker(at)}
 	defer d.walker.close()
 	for d.next >= low && d.next > 0 && !d.done {
 		if err := d.part(); err != nil {
@@ -196,6 +196,7 @@ func (d *descent) readWindow(low uint64) error {
 			return err
 		}
 		d.window = append(d.window, t)
+		d.walker.buf = nil // it stays valid, as those before it
 	}
 	for i := len(d.window) - 1; i >= 0; i-- {
 		if err := d.take(&d.window[i]); err != nil || d.done {

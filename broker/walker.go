@@ -8,11 +8,14 @@ import (
 )
 
 // walker reads single transactions of a log, in any order. If the next one is
-// near and later, it reads on to it, and otherwise looks it up.
+// near and later, it reads on to it, and otherwise looks it up. What it has
+// read is valid until it reads the next one.
 type walker struct {
-	log *wal.Log
-	to  uint64 // no later entry may be read
+	log  *wal.Log
+	to   uint64                   // no later entry may be read
+	near func(txid uint64) uint64 // returns about the entry of a transaction, or 0
 
+	buf     []byte
 	batch   wal.Batch // the last one that was read
 	records wal.BatchReader
 	at      uint64 // the transaction that records returns next, 0 for none
@@ -23,6 +26,11 @@ type walker struct {
 
 // nearby is how many transactions are read rather than looked up.
 const nearby = 512
+
+// walker returns a walker that reads what is committed at a position.
+func (r *reader) walker(at position) walker {
+	return walker{log: r.store, to: at.index, near: r.indexer.near}
+}
 
 // read sets t to a transaction. The error is one of those of [wal.Log.Batches].
 func (w *walker) read(txid uint64, t *wal.Transaction) error {
@@ -50,9 +58,16 @@ func (w *walker) holds(txid uint64) bool {
 // seek reads the batch that has a transaction.
 func (w *walker) seek(txid uint64) error {
 	w.at = 0
-	if w.next == nil || txid < w.batch.First || txid > w.batch.Last()+nearby {
+	readOn := w.batch.Count > 0 && txid > w.batch.Last() && txid <= w.batch.Last()+nearby
+	if w.next == nil || !readOn {
 		w.close()
 		w.seeks++
+		if !readOn {
+			if b, ok := w.log.BatchNear(txid, w.near(txid), w.to, &w.buf); ok {
+				w.batch = b
+				return nil
+			}
+		}
 		w.next, w.stop = iter.Pull2(w.log.Batches(txid, w.to))
 	}
 	for {

@@ -184,7 +184,7 @@ func (s *Store) BadgerLog(warning bool, format string, args ...any) {
 }
 
 // Stored returns an entry as Badger has it.
-func (l *Log) Stored(index uint64) ([]byte, error) { return l.load(index) }
+func (l *Log) Stored(index uint64) ([]byte, error) { return l.load(index, nil) }
 
 // SetStored has Badger return a value for an entry.
 func (l *Log) SetStored(index uint64, value []byte) error {

@@ -233,6 +233,40 @@ func (b *batches) entry(e *Entry) (found bool, err error) {
 	return true, nil
 }
 
+// nearTries is how many entries BatchNear reads at most.
+const nearTries = 6
+
+// BatchNear returns the batch that holds a txid, if that is the entry at index
+// near or one that is found from there in a few steps. It is for those that
+// know about where the batch is, and need not be right: if ok is false, or the
+// batch is behind index to, [Log.Batches] finds it or says why there is none.
+// The batch is valid until buf, into which it is read, is used again.
+func (l *Log) BatchNear(txid, near, to uint64, buf *[]byte) (b Batch, ok bool) {
+	voids := l.Voids()
+	for range nearTries {
+		if near == 0 || near > to {
+			return Batch{}, false
+		}
+		e, err := l.entryIn(near, buf)
+		if err != nil {
+			return Batch{}, false
+		}
+		b, ok := e.transactions()
+		switch {
+		case !ok || slices.Contains(voids, near):
+			near++
+		case txid < b.First:
+			near -= min(near, 1+(b.First-txid-1)/uint64(b.Count))
+		case txid > b.Last():
+			near += min(to, 1+(txid-b.Last()-1)/uint64(b.Count))
+		default:
+			b, err := ParseBatch(e.Data)
+			return b, err == nil
+		}
+	}
+	return Batch{}, false
+}
+
 // batchAt looks up the batch that begins at a txid, between index after and
 // index to. It returns 0 if the batch has to be searched for.
 func (l *Log) batchAt(txid, after, to uint64) (index uint64) {

@@ -20,7 +20,12 @@ const (
 // Entry reads the entry at index. The error wraps [ErrNotFound] if index is not
 // between the log's ends, and [ErrDamaged] if the entry should be there and
 // can't be read.
-func (l *Log) Entry(index uint64) (Entry, error) {
+func (l *Log) Entry(index uint64) (Entry, error) { return l.entryIn(index, new([]byte)) }
+
+// entryIn is [Log.Entry]. What is read from the disk it reads into buf, which
+// it replaces by a larger one if need be: the entry is then valid until buf is
+// used again.
+func (l *Log) entryIn(index uint64, buf *[]byte) (Entry, error) {
 	for {
 		at, err := l.look(index)
 		if err != nil {
@@ -28,7 +33,8 @@ func (l *Log) Entry(index uint64) (Entry, error) {
 		}
 		value := at.value
 		if value == nil {
-			value, err = l.load(index)
+			value, err = l.load(index, *buf)
+			*buf = value
 		}
 		if err == nil {
 			l.read.Add(1)
@@ -108,12 +114,12 @@ func (l *Log) truncatedSince(at moment) bool {
 	return l.epoch != at.epoch
 }
 
-// load reads one encoded entry from Badger.
-func (l *Log) load(index uint64) (value []byte, err error) {
+// load reads one encoded entry from Badger, into buf if that is large enough.
+func (l *Log) load(index uint64, buf []byte) (value []byte, err error) {
 	err = l.store.view(func(txn *badger.Txn) error {
 		item, err := txn.Get(indexKey(opEntry, l.group, index))
 		if err == nil {
-			value, err = item.ValueCopy(nil)
+			value, err = item.ValueCopy(buf)
 		}
 		return err
 	})

@@ -26,7 +26,7 @@ func BenchmarkAdd(b *testing.B) {
 		for i := range uint64(3) {
 			keys = h.Recorded(keys, locks[(n*3+i)%uint64(len(locks))])
 		}
-		x.Add(n, keys...)
+		x.Add(n, n, keys...)
 		if n%256 == 0 {
 			if err := x.Publish(n); err != nil {
 				b.Fatal(err)

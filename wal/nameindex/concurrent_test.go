@@ -56,7 +56,7 @@ func TestSearchesBesideChanges(t *testing.T) {
 		if n%32 == 1 {
 			keys = append(keys, rare)
 		}
-		x.Add(n, keys...)
+		x.Add(n, n, keys...)
 		if r.IntN(100) > 0 {
 			continue
 		}

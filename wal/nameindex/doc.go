@@ -3,7 +3,7 @@
 //
 //	x, err := nameindex.Open(dir, nameindex.Options{Label: "partition 0"})
 //	...
-//	x.Add(813, x.Keys().Recorded(nil, "account.42")...)
+//	x.Add(813, entry, x.Keys().Recorded(nil, "account.42")...)
 //	err = x.Publish(stamp)
 //	...
 //	items := []nameindex.Item{{x.Keys().Overlapping(nil, "account.>")}}
@@ -35,6 +35,12 @@
 // damaged. All that is read has checksums, and a damaged run is removed and
 // made again from the log.
 //
+// # Places
+//
+// The index also has, for every 64th transaction, the index of the log's entry
+// that it is in. [Index.Near] returns from these where a candidate is likely to
+// be.
+//
 // # Completeness
 //
 // An index has all transactions from its first one up to the last that
@@ -46,6 +52,6 @@
 // # Concurrency
 //
 // One goroutine changes an Index: it calls Add, Publish, Flush, Begin, Reset,
-// Drop and Close. Any number of others may call Search, Covers,
-// Size and Keys meanwhile.
+// Drop and Close. Any number of others may call Search, Near, Covers, Size and
+// Keys meanwhile.
 package nameindex

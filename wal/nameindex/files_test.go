@@ -14,7 +14,7 @@ func TestFilesStayOpen(t *testing.T) {
 	const runs = 5
 	key := x.Keys().Kind("a")
 	for n := uint64(1); n <= runs; n++ {
-		x.Add(n, key)
+		x.Add(n, n, key)
 		if err := x.Publish(n); err != nil {
 			t.Fatal(err)
 		}

@@ -68,7 +68,7 @@ func (x *Index) Flush() error {
 	sortEntries(all, all, scratch[n:2*n], scratch[2*n:3*n])
 	s := run{first: x.first, last: x.next - 1, seed: x.hasher.seed, label: x.label, stamp: x.stamp}
 	path, temporary := x.paths(&s)
-	made, err := writeTail(temporary, s, all)
+	made, err := writeTail(temporary, s, all, x.places)
 	if err == nil {
 		err = place(made, path)
 	}

@@ -88,7 +88,8 @@ type Index struct {
 	next    uint64 // the transaction that is added next
 	sorted  []sorted
 	fresh   fresh
-	counted int64 // of the tail, in the budget
+	places  []uint64 // see placeEvery
+	counted int64    // of the tail, in the budget
 	stamp   uint64
 	merged  chan mergeResult // not nil while runs are merged
 	merge   int              // how many runs are merged
@@ -102,6 +103,7 @@ type view struct {
 	through uint64
 	sorted  []sorted
 	fresh   fresh
+	places  []uint64
 }
 
 type mergeResult struct {
@@ -206,13 +208,13 @@ func (x *Index) remove(s *run) {
 
 // clearTail forgets what is in memory.
 func (x *Index) clearTail(first uint64) {
-	x.first, x.next, x.sorted, x.fresh = first, first, nil, nil
+	x.first, x.next, x.sorted, x.fresh, x.places = first, first, nil, nil, nil
 	x.count()
 }
 
 // count tells the budget how much memory the tail has.
 func (x *Index) count() {
-	n := int64(cap(x.fresh))
+	n := int64(cap(x.fresh) + len(x.places))
 	for _, r := range x.sorted {
 		n += int64(len(r))
 	}
@@ -223,7 +225,7 @@ func (x *Index) count() {
 // show makes the state visible to searches.
 func (x *Index) show() {
 	x.view.Store(&view{
-		runs: slices.Clone(x.runs), first: x.first, through: x.next - 1, sorted: slices.Clone(x.sorted), fresh: x.fresh[:len(x.fresh):len(x.fresh)],
+		runs: slices.Clone(x.runs), first: x.first, through: x.next - 1, sorted: slices.Clone(x.sorted), fresh: x.fresh[:len(x.fresh):len(x.fresh)], places: x.places[:len(x.places):len(x.places)],
 	})
 }
 
@@ -309,9 +311,9 @@ func (x *Index) Drop(txid uint64) {
 	x.show()
 }
 
-// Add adds the next transaction with its keys. It is found when Publish was
-// called.
-func (x *Index) Add(txid uint64, keys ...Key) {
+// Add adds the next transaction, which is in the log's entry at an index, with
+// its keys. It is found when Publish was called.
+func (x *Index) Add(txid, entry uint64, keys ...Key) {
 	if txid != x.next {
 		panic(fmt.Sprintf("nameindex: transaction %d is added after %d", txid, x.next-1))
 	}
@@ -319,6 +321,9 @@ func (x *Index) Add(txid uint64, keys ...Key) {
 		panic(fmt.Sprintf("nameindex: %d transactions are in memory", maxRun))
 	}
 	x.next++
+	if txid%placeEvery == 0 {
+		x.places = append(x.places, entry)
+	}
 	for _, k := range keys {
 		x.fresh = append(x.fresh, uint64(k)|(txid-x.first))
 	}

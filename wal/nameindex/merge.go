@@ -6,8 +6,8 @@ import (
 )
 
 // writeTail writes sorted entries as a run.
-func writeTail(path string, s run, entries []uint64) (*run, error) {
-	w, err := newWriter(path, s, uint64(len(entries)))
+func writeTail(path string, s run, entries, places []uint64) (*run, error) {
+	w, err := newWriter(path, s, places, uint64(len(entries)))
 	if err != nil {
 		return nil, err
 	}
@@ -29,7 +29,7 @@ func writeTail(path string, s run, entries []uint64) (*run, error) {
 func merge(path string, parts []*run) (*run, error) {
 	s := *parts[0]
 	s.last, s.stamp = parts[len(parts)-1].last, parts[len(parts)-1].stamp
-	entries := uint64(0)
+	entries, places := uint64(0), []uint64(nil)
 	cursors := make([]*cursor, len(parts))
 	for i, p := range parts {
 		opened, file, err := p.openWhole()
@@ -38,13 +38,16 @@ func merge(path string, parts []*run) (*run, error) {
 		}
 		defer file.Close()
 		entries += p.entries
+		if places, err = opened.appendPlaces(places); err != nil {
+			return nil, err
+		}
 		cursors[i] = &cursor{from: opened, shift: uint32(p.first - s.first)}
 		if err := cursors[i].next(); err != nil {
 			return nil, err
 		}
 	}
 	s.entries = 0
-	w, err := newWriter(path, s, entries)
+	w, err := newWriter(path, s, places, entries)
 	if err != nil {
 		return nil, err
 	}
@@ -154,6 +157,9 @@ func (s *run) verify() error {
 		return err
 	}
 	defer file.Close()
+	if _, err := opened.appendPlaces(nil); err != nil {
+		return err
+	}
 	c := cursor{from: opened}
 	last, entries := Key(0), uint64(0)
 	for {

@@ -14,6 +14,8 @@ import (
 //
 //	header   88 bytes, see marshal
 //	table    for each bucket its position in the file, 4 bytes
+//	places   for each transaction whose number is a multiple of placeEvery the
+//	         index of its entry in the log, 8 bytes; a checksum, 4 bytes
 //	buckets, and lists that are too long for theirs, by their keys
 //
 // A bucket is the checksum of its number and of all that follows in it, 4
@@ -30,7 +32,7 @@ import (
 // it, for the first its distance from the run's first. One that is outside
 // has a checksum of its position and itself before it, 4 bytes.
 const (
-	magic         = "cantusi1"
+	magic         = "cantusi2"
 	headerSize    = 88
 	bucketHeader  = 8
 	bucketEntries = 32  // on average
@@ -107,7 +109,7 @@ func openRun(path string) (*run, error) {
 	if s.bits > maxBits || s.first == 0 || s.last < s.first || s.last-s.first >= maxRun {
 		return nil, s.damaged("header", errors.New("its numbers are out of range"))
 	}
-	if s.size != uint64(info.Size()) || int64(s.size) < s.tableSize() {
+	if s.size != uint64(info.Size()) || int64(s.size) < s.headSize() {
 		return nil, s.damaged("header", fmt.Errorf("the file has %d bytes, and not %d", info.Size(), s.size))
 	}
 	return s, nil
@@ -136,8 +138,11 @@ func checksum(n uint32, b []byte) uint32 {
 // count returns how many transactions the run has.
 func (s *run) count() uint64 { return s.last - s.first + 1 }
 
-// tableSize returns the size of the header and the table.
-func (s *run) tableSize() int64 { return headerSize + 4<<s.bits }
+// placesAt returns the position of the places.
+func (s *run) placesAt() int64 { return headerSize + 4<<s.bits }
+
+// headSize returns the size of the header, the table and the places.
+func (s *run) headSize() int64 { return s.placesAt() + 8*int64(s.placeCount()) + 4 }
 
 // openedRun is a run whose file is open.
 type openedRun struct {
@@ -247,7 +252,7 @@ func (s openedRun) bucket(number uint32) (*groups, error) {
 		return nil, bad(err)
 	}
 	position := int64(binary.LittleEndian.Uint32(at[:]))
-	if position < s.tableSize() {
+	if position < s.headSize() {
 		return nil, bad(errors.New("wrong position"))
 	}
 	b := s.scratch()

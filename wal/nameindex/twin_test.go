@@ -68,6 +68,37 @@ func (w *twin) keys(n uint64) (keys []Key) {
 	return keys
 }
 
+// entryOf returns the entry of a transaction: there are two in each.
+func entryOf(txid uint64) uint64 { return 5 + txid/2 }
+
+// place compares the place of a transaction.
+func (w *twin) place() {
+	w.t.Helper()
+	first, last := w.x.Covers()
+	if last < first {
+		return
+	}
+	txid := first + w.r.Uint64N(last-first+1)
+	v := w.x.view.Load()
+	from, to := v.first, v.through
+	for _, s := range v.runs {
+		if s.first <= txid && txid <= s.last {
+			from, to = s.first, s.last
+		}
+	}
+	before := txid / placeEvery * placeEvery
+	want := entryOf(txid)
+	switch {
+	case before < from:
+		want = 0
+	case before+placeEvery > to:
+		want = entryOf(before)
+	}
+	if got := w.x.Near(txid); got != want {
+		w.t.Fatalf("the place of %d in %d to %d is %d, and not %d", txid, from, to, got, want)
+	}
+}
+
 // grow appends transactions to the log.
 func (w *twin) grow(count int) {
 	for range count {
@@ -87,7 +118,7 @@ func (w *twin) follow() {
 	w.t.Helper()
 	for w.x.Next() <= uint64(len(w.log)) {
 		n := w.x.Next()
-		w.x.Add(n, w.keys(n)...)
+		w.x.Add(n, entryOf(n), w.keys(n)...)
 		if n%7 == 0 || n == uint64(len(w.log)) {
 			if err := w.x.Publish(n); err != nil {
 				w.t.Fatal(err)
@@ -257,6 +288,7 @@ func TestIndexTwin(t *testing.T) {
 				w.follow()
 				for range 5 {
 					w.ask()
+					w.place()
 				}
 			}
 			for _, s := range w.x.runs {
@@ -312,6 +344,7 @@ func TestDamagedRuns(t *testing.T) {
 				t.Fatalf("byte %d is changed, and the run is whole", i)
 			}
 		}
+		w.x.Near(1 + w.r.Uint64N(1500)) // a wrong place is no error
 		for _, q := range questions {
 			got, err := answer(q)
 			var damage *DamageError
@@ -335,6 +368,7 @@ func TestDamagedRuns(t *testing.T) {
 	w.x.Drop(1)
 	w.follow()
 	w.ask()
+	w.place()
 }
 
 // What many transactions have is not looked up, and a file that is gone counts
@@ -353,7 +387,7 @@ func TestSearchesThatDoNotPay(t *testing.T) {
 		if n%(2*dense) == 0 {
 			keys = []Key{rare}
 		}
-		x.Add(n, keys...)
+		x.Add(n, n, keys...)
 	}
 	if err := x.Publish(1); err != nil {
 		t.Fatal(err)

@@ -28,6 +28,7 @@ type writer struct {
 
 	position uint64 // in the file
 	table    []uint32
+	places   []uint64
 	number   uint32 // of the bucket that is being filled
 	bucket   []byte
 	rest     uint64 // of the last key in it
@@ -36,17 +37,17 @@ type writer struct {
 }
 
 // newWriter begins a run with about a number of entries in a new file.
-func newWriter(path string, s run, entries uint64) (*writer, error) {
+func newWriter(path string, s run, places []uint64, entries uint64) (*writer, error) {
 	f, err := os.Create(path)
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{run: s, file: f, out: bufio.NewWriterSize(f, 256<<10)}
+	w := &writer{run: s, file: f, out: bufio.NewWriterSize(f, 256<<10), places: places}
 	w.path, w.salt = path, uint64(rand.Uint32())
 	w.bits = uint8(min(maxBits, bits.Len64(entries/bucketEntries)))
 	w.table = make([]uint32, 1<<w.bits)
-	w.position = uint64(w.tableSize())
-	if _, err := f.Seek(w.tableSize(), 0); err != nil {
+	w.position = uint64(w.headSize())
+	if _, err := f.Seek(w.headSize(), 0); err != nil {
 		w.err = err
 	}
 	w.begin()
@@ -118,6 +119,7 @@ func (w *writer) finish() (*run, error) {
 	for _, at := range w.table {
 		head = binary.LittleEndian.AppendUint32(head, at)
 	}
+	head = append(head, w.encodePlaces(w.places)...)
 	if w.err == nil {
 		w.err = w.out.Flush()
 	}
