@@ -25,7 +25,8 @@ type DecideOptions struct {
 // as the zero value, and has decide fill in a transaction. It is appended with
 // the high-water mark of the state and with the query as its condition, in
 // addition to what decide sets. After a conflict Decide reads what is new, and
-// decides again.
+// decides again. If the newest transaction is all that matters, [Client.Query]
+// with NewestFirst and Max, and an append with Unless, take less.
 //
 // The query has at least one item, [subjects.MaxUnless] at most, and the
 // transaction that decide makes should record the names that it was decided

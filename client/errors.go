@@ -96,8 +96,9 @@ type RefusedError struct {
 	HighWaterMark uint64
 	// Lock is set with ErrConflict: the violated lock that was recorded last.
 	Lock string
-	// Txid is the transaction that recorded Lock, or the one up to which the
-	// log could not be searched, as Conflicts says. With ErrIDReused it is the
+	// Txid is the transaction that recorded Lock or that Unless matches, or the
+	// one up to which the log could not be searched, as Conflicts or Unless
+	// says. With ErrIDReused it is the
 	// transaction that has the message id.
 	Txid uint64
 	// Conflicts is set with ErrConflict: every violated lock, newest first.
@@ -124,9 +125,10 @@ func (e *RefusedError) Is(target error) bool { s, ok := byReason[e.Reason]; retu
 
 // ConflictError is the refusal of a transaction because its locks were recorded
 // after its high-water mark, or because its condition matches a transaction
-// after it. Txid is the newest conflict: a writer that has applied the
-// partition up to it meets none of them again. Conflicts lists them all, newest
-// first, and Unless has the item that matches.
+// after it. Conflicts lists all the locks, newest first, and Txid is the newest
+// conflict: a writer that has applied the partition up to it meets none of them
+// again. Of a condition, Unless has one item that matches: another item may
+// match a later transaction.
 type ConflictError struct{ RefusedError }
 
 // Unwrap returns the refusal.

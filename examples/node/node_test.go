@@ -5,13 +5,17 @@ package node_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/subjects"
 )
 
 func script(t *testing.T, args ...string) string {
@@ -44,7 +48,7 @@ func TestFollowOfAPartitionThatDoesNotExist(t *testing.T) {
 }
 
 func TestWithoutANode(t *testing.T) {
-	for _, args := range [][]string{{"follow.mjs", "nats://127.0.0.1:1", "0"}, {"transact.mjs", "nats://127.0.0.1:1", "visits", "1"}} {
+	for _, args := range [][]string{{"follow.mjs", "nats://127.0.0.1:1", "0"}, {"transact.mjs", "nats://127.0.0.1:1", "visits", "1"}, {"courses.mjs", "nats://127.0.0.1:1", "enroll", "go", "alice"}} {
 		out, err := exec.CommandContext(t.Context(), "node", args...).CombinedOutput()
 		want := "no connection to nats://127.0.0.1:1: "
 		if err == nil || !strings.HasPrefix(string(out), want) || strings.Count(string(out), "\n") != 1 {
@@ -90,11 +94,87 @@ func TestFollowReadsAgainAfterALoss(t *testing.T) {
 	}
 }
 
+// However many enroll at once, a course has no more students than places, and a
+// student no more courses than allowed. What goes wrong on the way is tried
+// again.
+func TestCoursesKeepBothRules(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	const course, student = "Go, part 2.", "Ann *"
+	define := func(course string) { script(t, "courses.mjs", l.URL(), "define", course, "2") }
+	enroll := func(course, student string) (refusal string) {
+		out, err := exec.CommandContext(t.Context(), "node", "courses.mjs", l.URL(), "enroll", course, student).CombinedOutput()
+		if (err == nil) != (string(out) == "done\n") {
+			t.Errorf("enroll %s %s: %v\n%s", course, student, err, out)
+		}
+		return strings.TrimSuffix(string(out), "\n")
+	}
+	l.FailNext(1, cantustest.Read, cantustest.LosePart(1))
+	l.FailNext(1, cantustest.Append, cantustest.RefuseAs(subjects.Unavailable))
+	define(course)
+	answers := make([]string, 3)
+	var wg sync.WaitGroup
+	for i := range answers {
+		wg.Go(func() { answers[i] = enroll(course, fmt.Sprint(student, i)) })
+	}
+	wg.Wait()
+	slices.Sort(answers)
+	if want := []string{"done", "done", "the course is full"}; !slices.Equal(answers, want) {
+		t.Errorf("three enroll in a course with two places: %q", answers)
+	}
+	for i := range 4 {
+		want := "done"
+		if i == 3 {
+			want = "the student takes 3 courses already"
+		}
+		define(fmt.Sprint(i))
+		if got := enroll(fmt.Sprint(i), student); got != want {
+			t.Errorf("course %d: %q, want %q", i, got, want)
+		}
+	}
+	if got, want := enroll("0", student), "the student takes the course already"; got != want {
+		t.Errorf("once more: %q, want %q", got, want)
+	}
+	all, err := l.Transactions(t.Context(), 0)
+	if err != nil || len(all) != 1+2+4+3 {
+		t.Fatalf("%d transactions, %v", len(all), err)
+	}
+	if last := all[len(all)-2]; !slices.Contains(last.AppendLocks, "student."+subjects.Token(student)) {
+		t.Errorf("the locks of an enrolment are %q", last.AppendLocks)
+	}
+}
+
+// The tokens of Node.js are those of Go.
+func TestTokensAreThoseOfGo(t *testing.T) {
+	texts := []string{"", "%", "alice", "Ann O'Neill, *1990.", "ベア\u00a0>", "\n\x7f~!", strings.Repeat("a", 64), strings.Repeat("é", 40), strings.Repeat(".", 22)}
+	const program = `import { token } from "./token.mjs"; for (const text of process.argv.slice(1)) console.log(token(text))`
+	got := strings.Split(script(t, append([]string{"--input-type=module", "--eval", program, "--"}, texts...)...), "\n")
+	if len(got) != len(texts)+1 {
+		t.Fatalf("%d texts have the tokens %q", len(texts), got)
+	}
+	for i, text := range texts {
+		if want := subjects.Token(text); got[i] != want {
+			t.Errorf("%q: %q, in Go %q", text, got[i], want)
+		}
+	}
+}
+
+// TestDecisions runs the six decisions of dcb.test.mjs.
+func TestDecisions(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{Partitions: 6})
+	cmd := exec.CommandContext(t.Context(), "node", "--test", "dcb.test.mjs")
+	cmd.Env = append(os.Environ(), "CANTUS_SERVER="+l.URL())
+	if out, err := cmd.CombinedOutput(); err != nil || !regexp.MustCompile(`(?m)^. pass 6$`).Match(out) {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 // Wrong arguments end a script before it connects: a counter must not become
 // "NaN".
 func TestWrongArgumentsGetTheUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{"transact.mjs"}, {"transact.mjs", nobody, "visits"}, {"transact.mjs", nobody, "visits", "x"}, {"transact.mjs", nobody, "visits", "1", "2"},
+		{"courses.mjs"}, {"courses.mjs", nobody, "enroll", "go"}, {"courses.mjs", nobody, "define", "go", "x"}, {"courses.mjs", nobody, "leave", "go", "a"},
+		{"courses.mjs", nobody, "enroll", "go", "a", "b"},
 		{"follow.mjs"}, {"follow.mjs", nobody}, {"follow.mjs", nobody, "x"}, {"follow.mjs", nobody, "0", "x"},
 	} {
 		out, err := exec.CommandContext(t.Context(), "node", args...).CombinedOutput()

@@ -5,9 +5,10 @@
 // Install the NATS client first, with Node.js 22 or newer: npm ci
 //
 // However many run concurrently, no addition is lost.
-import { randomUUID } from "node:crypto";
-import { connect, headers } from "@nats-io/transport-node";
+import { connect } from "@nats-io/transport-node";
+import { append } from "./append.mjs";
 import { read } from "./read.mjs";
+import { token } from "./token.mjs";
 
 const [url, counter, amount, ...rest] = process.argv.slice(2);
 if (!/^[+-]?\d+$/.test(amount ?? "") || rest.length > 0) {
@@ -40,27 +41,11 @@ async function follow(txid) {
   }
 }
 
-// append sends one transaction until its outcome is known. The message id makes
-// it safe to resend.
-async function append(payload, fields) {
-  const h = headers();
-  for (const [key, value] of Object.entries({ ...fields, "Nats-Msg-Id": randomUUID() })) h.set(key, value);
-  for (;;) {
-    try {
-      const reply = (await nc.request("cantus.append.0", payload, { headers: h, timeout: 5000 })).json();
-      if (!reply.error || (reply.error.code < 500 && reply.error.code !== 429)) return reply;
-    } catch {
-      // No answer, or no responders.
-    }
-    await new Promise((resolve) => setTimeout(resolve, 50 + Math.random() * 200));
-  }
-}
-
 for (;;) {
   const value = (counters.get(counter) ?? 0) + Number(amount);
-  const { error } = await append(JSON.stringify({ counter, value }), {
+  const { error } = await append(nc, 0, JSON.stringify({ counter, value }), {
     "Cantus-Kind": "count",
-    "Cantus-Write-Lock": `counter.${counter}`,
+    "Cantus-Write-Lock": `counter.${token(counter)}`,
     "Cantus-High-Water-Mark": String(last),
   });
   if (!error) {

@@ -83,7 +83,7 @@ func requests(t *testing.T) (all []*request) {
 }
 
 func TestTheDocumentsRequestsAreAnsweredSo(t *testing.T) {
-	l := cantustest.New(t, cantustest.Options{Partitions: 2})
+	l := cantustest.New(t, cantustest.Options{Partitions: 3})
 	nc, err := l.Connect()
 	if err != nil {
 		t.Fatal(err)
