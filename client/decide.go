@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cantuslog/cantus/subjects"
@@ -69,7 +70,7 @@ func Decide[S any](ctx context.Context, c *Client, items []subjects.QueryItem, f
 				return Receipt{}, err
 			}
 		}
-		req := &Request{Partition: opts.Partition, HighWaterMark: r.mark, Unless: items}
+		req := &Request{Partition: opts.Partition, HighWaterMark: r.mark, Unless: slices.Clip(items)} // decide may add to it
 		if err := decide(state, req); err != nil {
 			return Receipt{}, err
 		}
