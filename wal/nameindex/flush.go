@@ -56,7 +56,7 @@ func (x *Index) Flush() error {
 	for _, r := range x.sorted {
 		n += len(r)
 	}
-	if !x.room(8 * int64(n)) {
+	if !x.room(8*int64(n) + x.common.size()) {
 		return ErrNoRoom
 	}
 	scratch := x.budget.borrow(3 * n)
@@ -68,7 +68,7 @@ func (x *Index) Flush() error {
 	sortEntries(all, all, scratch[n:2*n], scratch[2*n:3*n])
 	s := run{first: x.first, last: x.next - 1, seed: x.hasher.seed, label: x.label, stamp: x.stamp}
 	path, temporary := x.paths(&s)
-	made, err := writeTail(temporary, s, all, x.places)
+	made, err := writeTail(temporary, s, all, x.common.sorted(), x.places)
 	if err == nil {
 		err = place(made, path)
 	}

@@ -88,6 +88,7 @@ type Index struct {
 	next    uint64 // the transaction that is added next
 	sorted  []sorted
 	fresh   fresh
+	common  common
 	places  []uint64 // see placeEvery
 	counted int64    // of the tail, in the budget
 	stamp   uint64
@@ -103,6 +104,7 @@ type view struct {
 	through uint64
 	sorted  []sorted
 	fresh   fresh
+	common  []commonList
 	places  []uint64
 }
 
@@ -208,7 +210,7 @@ func (x *Index) remove(s *run) {
 
 // clearTail forgets what is in memory.
 func (x *Index) clearTail(first uint64) {
-	x.first, x.next, x.sorted, x.fresh, x.places = first, first, nil, nil, nil
+	x.first, x.next, x.sorted, x.fresh, x.common, x.places = first, first, nil, nil, common{}, nil
 	x.count()
 }
 
@@ -218,14 +220,15 @@ func (x *Index) count() {
 	for _, r := range x.sorted {
 		n += int64(len(r))
 	}
-	x.budget.used.Add(8*n - x.counted)
-	x.counted = 8 * n
+	n = 8*n + x.common.size()
+	x.budget.used.Add(n - x.counted)
+	x.counted = n
 }
 
 // show makes the state visible to searches.
 func (x *Index) show() {
 	x.view.Store(&view{
-		runs: slices.Clone(x.runs), first: x.first, through: x.next - 1, sorted: slices.Clone(x.sorted), fresh: x.fresh[:len(x.fresh):len(x.fresh)], places: x.places[:len(x.places):len(x.places)],
+		runs: slices.Clone(x.runs), first: x.first, through: x.next - 1, sorted: slices.Clone(x.sorted), fresh: x.fresh[:len(x.fresh):len(x.fresh)], common: slices.Clone(x.common.lists), places: x.places[:len(x.places):len(x.places)],
 	})
 }
 
@@ -325,7 +328,9 @@ func (x *Index) Add(txid, entry uint64, keys ...Key) {
 		x.places = append(x.places, entry)
 	}
 	for _, k := range keys {
-		x.fresh = append(x.fresh, uint64(k)|(txid-x.first))
+		if o := txid - x.first; !x.common.add(k, uint32(o)) {
+			x.fresh = append(x.fresh, uint64(k)|o)
+		}
 	}
 	if len(x.fresh) >= freshEntries {
 		x.sortFresh()

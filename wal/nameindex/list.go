@@ -152,6 +152,14 @@ func offsets(entries []uint64) []uint32 {
 	return appendOffsets(make([]uint32, 0, len(entries)), entries)
 }
 
+// appendNewer appends distances that begin at or after the last one of out.
+func appendNewer(out, newer []uint32) []uint32 {
+	if len(out) > 0 && len(newer) > 0 && out[len(out)-1] == newer[0] {
+		newer = newer[1:]
+	}
+	return append(out, newer...)
+}
+
 func appendOffsets(out []uint32, entries []uint64) []uint32 {
 	for _, e := range entries {
 		if o := uint32(e & offsetMask); len(out) == 0 || out[len(out)-1] != o {

@@ -2,25 +2,40 @@ package nameindex
 
 import (
 	"fmt"
+	"math"
 	"slices"
 )
 
-// writeTail writes sorted entries as a run.
-func writeTail(path string, s run, entries, places []uint64) (*run, error) {
-	w, err := newWriter(path, s, places, uint64(len(entries)))
+// writeTail writes as a run what is in memory: entries and common lists, both
+// by their keys.
+func writeTail(path string, s run, entries []uint64, common []commonList, places []uint64) (*run, error) {
+	size := len(entries)
+	for _, l := range common {
+		size += len(l.offsets)
+	}
+	w, err := newWriter(path, s, places, uint64(size))
 	if err != nil {
 		return nil, err
 	}
-	var list []uint32
-	for len(entries) > 0 {
-		k := entries[0] &^ offsetMask
-		n := 1
-		for n < len(entries) && entries[n]&^offsetMask == k {
+	var all []uint32
+	for len(entries) > 0 || len(common) > 0 {
+		k := Key(math.MaxUint64)
+		if len(entries) > 0 {
+			k = Key(entries[0] &^ offsetMask)
+		}
+		if len(common) > 0 {
+			k = min(k, common[0].key)
+		}
+		n := 0
+		for n < len(entries) && Key(entries[n]&^offsetMask) == k {
 			n++
 		}
-		list = appendOffsets(list[:0], entries[:n])
-		w.add(Key(k), list)
+		all = appendOffsets(all[:0], entries[:n])
 		entries = entries[n:]
+		if len(common) > 0 && common[0].key == k {
+			all, common = appendNewer(all, common[0].offsets), common[1:]
+		}
+		w.add(k, all)
 	}
 	return w.finish()
 }

@@ -133,6 +133,7 @@ func (t tail) find(k Key) (list, error) {
 		add(r.find(k))
 	}
 	add(t.fresh.find(k))
+	add(findCommon(t.common, k)) // newer than the others
 	return list{count, func() ([]uint32, error) {
 		var all []uint32
 		for _, l := range lists {
