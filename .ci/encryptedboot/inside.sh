@@ -28,6 +28,9 @@ elif [ -e /dev/ubdb ]; then
   systemctl start cantus # returns once it serves
   [ "$(findmnt -n -o SOURCE /var/lib/cantus)" = /dev/mapper/cantus ]
   cantus read 0 | grep hello
+  # How long the next boot waits for the disk, which here takes long to open.
+  mkdir -p /etc/systemd/system.conf.d
+  printf '[Manager]\nDefaultTimeoutStartSec=20s\nDefaultDeviceTimeoutSec=20s\n' >/etc/systemd/system.conf.d/test.conf
 else
   boot=without
   systemctl --quiet is-active multi-user.target
