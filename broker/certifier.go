@@ -167,12 +167,23 @@ func (c *certifier) park(rs []*request) (rest []*request, parked []*natslink.Mes
 	if parked == nil {
 		return rs, nil
 	}
+	gone := setOf(parked)
 	for _, r := range rs {
-		if !slices.Contains(parked, r.message) {
+		if !gone[r.message] {
 			rest = append(rest, r)
 		}
 	}
 	return rest, parked
+}
+
+// setOf returns the set of messages: there may be thousands of them, and more
+// requests.
+func setOf(ms []*natslink.Message) map[*natslink.Message]bool {
+	set := make(map[*natslink.Message]bool, len(ms))
+	for _, m := range ms {
+		set[m] = true
+	}
+	return set
 }
 
 // isRemembered reports whether the certifier can decide on a request.
@@ -222,8 +233,8 @@ func (c *certifier) unremembered(r *request) (u unremembered) {
 		if l.Mode == lockmgr.Append || slices.Contains(u.unknown, i) {
 			continue
 		}
-		if txid, exact := c.table.NewestOf(l.Name); txid > r.cert.HighWaterMark {
-			u.locks[i] = lockmgr.Recorder{Txid: txid, Forgotten: !exact}
+		if newest := c.table.RecorderOf(&r.cert, i); newest.Txid > r.cert.HighWaterMark {
+			u.locks[i] = newest
 		}
 	}
 	return u

@@ -230,6 +230,11 @@ func (h *conditionHistory) search(r *request) {
 		f.unless[i] = subjects.MatchedCondition{Item: i, Txid: found.Txid, Forgotten: found.Forgotten}
 	}
 	r.finding, r.cert.Older, r.cert.Through = f, f.locks, f.through
+	for i, l := range f.locks {
+		if l.Forgotten && r.cert.HighWaterMark >= h.trimmed {
+			h.fatalf("lock %q counts as recorded at %d at mark %d, and the log begins after %d", r.cert.Locks[i].Name, l.Txid, r.cert.HighWaterMark, h.trimmed)
+		}
+	}
 }
 
 // newestMatch returns the newest transaction after a txid that an item matches.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/lockmgr"
@@ -76,6 +77,7 @@ func (c *logChecker) run(ctx context.Context) {
 			err := c.check(ctx, m)
 			switch {
 			case err == nil, ctx.Err() != nil, errors.Is(err, wal.ErrTrimmed): // is looked at again
+				m.Requeued = time.Now()
 				c.back.putOrReject(m, c.refusals)
 			case errors.Is(err, errScansBusy):
 				c.refusals.rejectBusy(m)

@@ -81,13 +81,23 @@ func (q *queue) put(m *natslink.Message) putResult {
 		return putClosed
 	case q.bytes > 0 && q.bytes+n > q.most:
 		return putFull
-	case len(q.items) > 0 && m.Received.Sub(q.items[0].Received) > maxQueueWait:
+	case len(q.items) > 0 && waitsSince(m).Sub(waitsSince(q.items[0])) > maxQueueWait:
 		return putFull
 	}
 	q.items = append(q.items, m)
 	q.bytes += n
 	q.wake()
 	return putQueued
+}
+
+// waitsSince returns since when a message has waited in its queue. One that the
+// log was searched for is older than what arrives behind it, which would be
+// refused otherwise.
+func waitsSince(m *natslink.Message) time.Time {
+	if m.Requeued.IsZero() {
+		return m.Received
+	}
+	return m.Requeued
 }
 
 // putOrReject puts a message in the queue, or has it rejected. It does not

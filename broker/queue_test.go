@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/lockmgr"
 )
 
 // TestAQueueWaitsForWhatIsInFlight: a single message is taken at once. While
@@ -74,6 +75,39 @@ func TestAQueueWaitsForWhatIsInFlight(t *testing.T) {
 		cancel()
 		must(true, "the end")
 	})
+}
+
+// TestAMessageThatComesBackMakesNoQueueFull: the log was searched for it, and
+// what arrives behind it in the sequencer's queue does not wait as long.
+func TestAMessageThatComesBackMakesNoQueueFull(t *testing.T) {
+	c := checkerOfAnEmptyLog()
+	now := time.Now()
+	c.queue.put(&natslink.Message{Received: now.Add(-time.Hour)})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		c.run(ctx)
+		close(ended)
+	}()
+	if !c.back.wait(ctx) {
+		t.Fatal("it does not come back")
+	}
+	cancel()
+	<-ended
+	if got := c.back.put(&natslink.Message{Received: now}); got != putQueued {
+		t.Errorf("a message behind it: %d", got)
+	}
+}
+
+// checkerOfAnEmptyLog returns a checker whose queues are open.
+func checkerOfAnEmptyLog() *logChecker {
+	c := &logChecker{
+		batchSubject: "batch", queue: newQueue(1 << 20), back: newQueue(1 << 20), limits: fakeNATS{},
+		certifier: newCertifier(lockmgr.Options{}, time.Now), reader: &reader{position: func() position { return position{} }},
+	}
+	c.queue.open()
+	c.back.open()
+	return c
 }
 
 // TestAQueueWhoseOldestMessageIsOldIsFull: a new message would wait as long.

@@ -152,13 +152,20 @@ func (s *sequencer) sequence(ms []*natslink.Message) *batch {
 // park hands over the messages for which the log has to be searched. They come
 // back, and are not part of this batch.
 func (s *sequencer) park(b *batch) {
-	for _, m := range b.parked {
-		b.decided = slices.DeleteFunc(b.decided, func(d earlyOutcome) bool { return d.r.message == m })
+	if b.parked == nil {
+		return
+	}
+	gone := setOf(b.parked)
+	b.decided = slices.DeleteFunc(b.decided, func(d earlyOutcome) bool { return gone[d.r.message] })
+	if b.traced != nil {
+		b.traced = b.traced[:0]
 		for i := range b.requests.n {
-			if r := b.requests.at(i); r.message == m && r.traced != nil {
-				b.traced = slices.DeleteFunc(b.traced, func(a *traces.Append) bool { return a == r.traced })
+			if r := b.requests.at(i); r.traced != nil && !gone[r.message] {
+				b.traced = append(b.traced, r.traced)
 			}
 		}
+	}
+	for _, m := range b.parked {
 		if m.Subject == s.batchSubject {
 			b.batches--
 		} else {

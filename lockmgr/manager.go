@@ -191,6 +191,16 @@ func (m *Manager) forgotten(tx *Transaction, i int) (txid uint64, forgotten bool
 	return tx.Older[i].Txid, tx.Older[i].Forgotten
 }
 
+// RecorderOf returns what Check takes as the newest recorder of lock number i
+// of a transaction.
+func (m *Manager) RecorderOf(tx *Transaction, i int) Recorder {
+	if r, _ := m.locks.overlapping(tx.Locks[i].Name); r.newest != 0 {
+		return Recorder{Txid: r.newest}
+	}
+	txid, forgotten := m.forgotten(tx, i)
+	return Recorder{txid, forgotten}
+}
+
 // Unknown appends to where the numbers of the checked locks that the table does
 // not know, and of which the log may say more than the table: those recorded
 // after the high-water mark and after the last trim, if they ever were.

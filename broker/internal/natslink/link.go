@@ -77,8 +77,10 @@ type Message struct {
 	Header   []byte // the header block, nil if there is none
 	Payload  []byte
 	Received time.Time
-	// Note is the receiver's own.
+	// Note and Requeued are the receiver's own.
 	Note any
+	// Requeued is when the message was put in its queue again, if it was.
+	Requeued time.Time
 }
 
 // Options configure a link.
