@@ -24,10 +24,11 @@ type DecideOptions struct {
 // appends it unless one of them is new by then. No local state is needed: each
 // attempt reads what is selected, in order, folds it into a state that begins
 // as the zero value, and has decide fill in a transaction. It is appended with
-// the high-water mark of the state and with the query as its condition, in
-// addition to what decide sets. After a conflict Decide reads what is new, and
-// decides again. If the newest transaction is all that matters, [Client.Query]
-// with NewestFirst and Max, and an append with Unless, take less.
+// the high-water mark of the state, or an older one that decide sets, and with
+// the query as its condition, to which decide may add items by setting Unless.
+// After a conflict Decide reads what is new, and decides again. If the newest
+// transaction is all that matters, [Client.Query] with NewestFirst and Max, and
+// an append with Unless, take less.
 //
 // The query has at least one item, [subjects.MaxUnless] at most, and the
 // transaction that decide makes should record the names that it was decided
@@ -70,10 +71,11 @@ func Decide[S any](ctx context.Context, c *Client, items []subjects.QueryItem, f
 				return Receipt{}, err
 			}
 		}
-		req := &Request{Partition: opts.Partition, HighWaterMark: r.mark, Unless: slices.Clip(items)} // decide may add to it
+		req := &Request{Partition: opts.Partition, HighWaterMark: r.mark}
 		if err := decide(state, req); err != nil {
 			return Receipt{}, err
 		}
+		req.HighWaterMark, req.Unless = min(req.HighWaterMark, r.mark), slices.Concat(items, req.Unless)
 		if !req.isSet && req.Payload == nil {
 			return Receipt{}, nil
 		}

@@ -107,3 +107,36 @@ func TestDecideAppendsNothing(t *testing.T) {
 		}
 	}
 }
+
+// The query stays the condition, whatever decide sets: here another writer
+// appends what it selects after the first attempt has read.
+func TestADecisionKeepsItsQuery(t *testing.T) {
+	_, c := newLog(t)
+	query := []subjects.QueryItem{{Kinds: []string{"reserved"}, Locks: []string{"desk.1"}}}
+	for name, set := range map[string]func(req *client.Request){
+		"nothing": func(*client.Request) {},
+		"another": func(req *client.Request) { req.Unless = []subjects.QueryItem{{Kinds: []string{"none"}}} },
+		"one more": func(req *client.Request) {
+			req.Unless = append(req.Unless, subjects.QueryItem{Kinds: []string{"none"}})
+		},
+		"a mark too high": func(req *client.Request) { req.HighWaterMark++ },
+	} {
+		var seen []int
+		_, err := client.Decide(soon(t), c, query, counted, func(n int, req *client.Request) error {
+			if seen = append(seen, n); len(seen) == 1 {
+				rival := &client.Request{AppendLocks: []string{"desk.1"}}
+				rival.Set("reserved", nil)
+				if _, err := c.Append(soon(t), rival); err != nil {
+					t.Fatal(err)
+				}
+			}
+			req.Set("reserved", nil)
+			req.AppendLock("desk.1")
+			set(req)
+			return nil
+		}, client.DecideOptions{})
+		if err != nil || len(seen) != 2 || seen[1] != seen[0]+1 {
+			t.Errorf("%s: decided with %v transactions: %v", name, seen, err)
+		}
+	}
+}
