@@ -59,13 +59,13 @@ func (x *Index) Flush() error {
 	if !x.room(8*int64(n) + x.common.size()) {
 		return ErrNoRoom
 	}
-	scratch := x.budget.borrow(3 * n)
+	scratch := x.budget.borrow(2 * n)
 	defer x.budget.giveBack(scratch)
 	all := scratch[:0]
 	for _, r := range x.sorted {
 		all = append(all, r...)
 	}
-	sortEntries(all, all, scratch[n:2*n], scratch[2*n:3*n])
+	sortEntries(all, all, scratch[n:2*n])
 	s := run{first: x.first, last: x.next - 1, seed: x.hasher.seed, label: x.label, stamp: x.stamp}
 	path, temporary := x.paths(&s)
 	made, err := writeTail(temporary, s, all, x.common.sorted(), x.places)

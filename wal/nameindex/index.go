@@ -342,8 +342,8 @@ func (x *Index) sortFresh() {
 		return
 	}
 	entries, n := make(sorted, len(x.fresh)), len(x.fresh)
-	scratch := x.budget.borrow(2 * n)
-	sortEntries(entries, x.fresh, scratch[:n], scratch[n:2*n])
+	scratch := x.budget.borrow(n)
+	sortEntries(entries, x.fresh, scratch)
 	x.budget.giveBack(scratch)
 	// Searches may still look at the old slice.
 	x.sorted, x.fresh = append(x.sorted, entries), make(fresh, 0, freshEntries+freshEntries/16)
