@@ -38,6 +38,9 @@ type certifier struct {
 	writer   wal.BatchWriter
 	recent   *recent // of the batches in flight, and some before them
 
+	searching *natslink.Message // whose conditions are being compared
+	steps     int               // that are left for it
+
 	where []int               // scratch of isRemembered
 	tx    wal.Transaction     // scratch of record
 	cert  lockmgr.Transaction // scratch of record and rebuild
@@ -82,6 +85,7 @@ func (c *certifier) certify(term uint64, rs []*request) (out certification) {
 	defer c.mu.Unlock()
 	rs, out.parked = c.park(rs)
 	out.first, out.time = c.table.Last()+1, c.nextTime()
+	c.searching = nil
 	c.writer.BeginIn(term, out.first, out.time, size)
 	for _, r := range rs {
 		at := out.time + int64(c.writer.Count())
@@ -122,10 +126,14 @@ func (c *certifier) judge(r *request, at int64, passed []*request) judged {
 // match returns the first item of a request's condition that matches, nil if
 // none does.
 func (c *certifier) match(r *request, passed []*request) *subjects.MatchedCondition {
-	for i := range r.unless {
-		if f := r.finding; f != nil && f.unless[i].Txid > 0 {
-			return &f.unless[i]
+	if f := r.finding; f != nil {
+		for i := range f.unless {
+			if f.unless[i].Txid > 0 {
+				return &f.unless[i]
+			}
 		}
+	}
+	for i := range r.unless {
 		base := r.base()
 		if c.bound(&r.unless[i]) <= base {
 			continue
@@ -133,17 +141,67 @@ func (c *certifier) match(r *request, passed []*request) *subjects.MatchedCondit
 		if base < c.recent.start && r.finding != nil && r.finding.checks >= maxLogChecks {
 			return &subjects.MatchedCondition{Item: i, Txid: c.recent.start, Forgotten: true}
 		}
-		// If the recent transactions begin later, park has found no match before
-		// them.
-		txid, err := c.recent.find(&r.unless[i], max(base, c.recent.start), passed)
-		if err != nil {
-			return &subjects.MatchedCondition{Item: i, Txid: c.table.Last(), Forgotten: true}
+		if low := max(base, r.early.through); low < c.table.Last() {
+			txid, err := c.recent.find(&r.unless[i], low, passed, c.stepsOf(r))
+			if err != nil {
+				return &subjects.MatchedCondition{Item: i, Txid: c.table.Last(), Forgotten: true}
+			}
+			if txid > 0 {
+				return &subjects.MatchedCondition{Item: i, Txid: txid}
+			}
 		}
-		if txid > 0 {
-			return &subjects.MatchedCondition{Item: i, Txid: txid}
+		if m := r.early.matched; m != nil && m.Item == i {
+			return m
 		}
 	}
 	return nil
+}
+
+// earlyMatch is what a condition matches of the recent transactions up to
+// through, before a batch begins. Nothing before them can match.
+type earlyMatch struct {
+	through uint64
+	matched *subjects.MatchedCondition
+}
+
+// matchEarly compares a request's condition with the recent transactions. It
+// reports whether that took no more steps than the request's message has: the
+// log is searched otherwise, beside the certifier. If it was searched often
+// enough, the condition counts as matching.
+func (c *certifier) matchEarly(r *request) (ok bool) {
+	r.early = earlyMatch{through: c.recent.start}
+	if len(r.unless) == 0 || r.finding != nil && r.finding.decides() {
+		return true
+	}
+	base := r.base()
+	for i := range r.unless {
+		if c.bound(&r.unless[i]) <= base {
+			continue
+		}
+		txid, err := c.recent.find(&r.unless[i], max(base, c.recent.start), nil, c.stepsOf(r))
+		if err != nil && (r.finding == nil || r.finding.checks < maxLogChecks) {
+			return false
+		}
+		if err != nil {
+			txid = c.table.Last()
+		}
+		if txid > 0 {
+			r.early.matched = &subjects.MatchedCondition{Item: i, Txid: txid, Forgotten: err != nil}
+			break
+		}
+	}
+	r.early.through = c.table.Last()
+	return true
+}
+
+// stepsOf returns how many steps are left to search for one more item of a
+// request, which follows those of the same message.
+func (c *certifier) stepsOf(r *request) *int {
+	if c.searching != r.message || r.message == nil {
+		c.searching, c.steps = r.message, c.recent.steps
+	}
+	c.steps += c.recent.steps / searchPart
+	return &c.steps
 }
 
 // bound returns the last transaction that an item can match: the locks are
@@ -157,10 +215,16 @@ func (c *certifier) bound(item *queryItem) uint64 {
 	return last
 }
 
-// park removes the requests of messages for which the log has to be searched.
+// park removes the requests of messages for which the log has to be searched,
+// because they need what the certifier does not remember or takes too long to
+// compare.
 func (c *certifier) park(rs []*request) (rest []*request, parked []*natslink.Message) {
+	c.searching = nil
 	for _, r := range rs {
-		if !c.isRemembered(r) && (len(parked) == 0 || parked[len(parked)-1] != r.message) {
+		if len(parked) > 0 && parked[len(parked)-1] == r.message {
+			continue
+		}
+		if !c.isRemembered(r) || !c.matchEarly(r) {
 			parked = append(parked, r.message)
 		}
 	}
@@ -214,12 +278,12 @@ type unremembered struct {
 
 func (u *unremembered) isNone() bool { return len(u.unknown)+len(u.items) == 0 }
 
-// unremembered returns what has to be looked up in the log to decide on a
-// request.
+// unremembered returns what is to be looked up in the log to decide on a
+// request of a message that park has removed.
 func (c *certifier) unremembered(r *request) (u unremembered) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.isRemembered(r) {
+	if f := r.finding; f != nil && f.decides() {
 		return u
 	}
 	u.unknown = c.table.Unknown(nil, &r.cert)

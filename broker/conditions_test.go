@@ -37,7 +37,7 @@ func TestRandomHistoriesOfConditions(t *testing.T) {
 		t.Error("no message was parked twice")
 	}
 	for _, what := range []string{
-		"passed", "passed with a condition", "conflict", "matched", "matched in flight", "matched in the same batch", "parked", "found in the log", "trimmed",
+		"passed", "passed with a condition", "conflict", "matched", "matched in flight", "too long", "matched in the same batch", "parked", "found in the log", "trimmed",
 		"commit", "foreign", "rollback", "rebuild", "trim",
 	} {
 		if uint64(tally[what]) < histories/20 {
@@ -59,6 +59,9 @@ func newConditionHistory(t *testing.T, seed uint64, tally map[string]int) *condi
 	h.locks = []string{"a", "b", "a.a", "a.b", "b.a.c", "a.>", "b.a.>", ">"}[:3+h.rand.IntN(6)]
 	h.kinds = []string{"K", "L", "M"}[:1+h.rand.IntN(3)]
 	h.c.recent.most = 1 + h.rand.Uint64N(12)
+	if h.rand.IntN(3) == 0 {
+		h.c.recent.steps = 1 + h.rand.IntN(2*transactionSteps)
+	}
 	return h
 }
 
@@ -283,7 +286,9 @@ func (h *conditionHistory) checkRefused(j judged, all []*wal.Transaction, before
 	case j.matched != nil:
 		item := &r.unless[j.matched.Item]
 		depends = j.matched.Txid
-		if j.matched.Forgotten {
+		if j.matched.Forgotten && h.c.recent.steps < searchSteps && depends > uint64(before) {
+			h.tally["too long"]++
+		} else if j.matched.Forgotten {
 			allowForgotten(depends, "a condition")
 		} else if depends <= mark || !item.matches(all[depends-1]) {
 			h.fatalf("item %+v does not match %d, at mark %d", item, depends, mark)

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"cmp"
+	"errors"
 	"iter"
 	"math/rand/v2"
 	"slices"
@@ -24,6 +25,7 @@ const (
 type recent struct {
 	hasher  nameindex.Hasher
 	most    uint64        // transactions that it has, if they are committed
+	steps   int           // searchSteps, but in tests
 	batches []recentBatch // oldest first, without gaps
 	start   uint64        // the transaction before the first one
 	bytes   int           // of all batches
@@ -48,6 +50,17 @@ type recentBatch struct {
 }
 
 const recentStep = 64
+
+// A search has a number of steps, so that nobody makes the certifier compare
+// long lists for seconds. Each takes some nanoseconds.
+const (
+	searchSteps      = 1 << 13 // for a message, and a part for each item of its conditions
+	searchPart       = 16
+	transactionSteps = 512 // that it takes to look at a transaction
+)
+
+// errSteps ends a search that takes more steps than it has.
+var errSteps = errors.New("broker: the search takes too many steps")
 
 func (b *recentBatch) last() uint64 { return b.first + uint64(b.count) - 1 }
 
@@ -78,7 +91,7 @@ type recentEntry struct {
 }
 
 func newRecent() *recent {
-	return &recent{most: recentCount, hasher: nameindex.NewHasher(rand.Uint64()), newest: map[nameindex.Key]uint64{}}
+	return &recent{most: recentCount, steps: searchSteps, hasher: nameindex.NewHasher(rand.Uint64()), newest: map[nameindex.Key]uint64{}}
 }
 
 // reset forgets everything. The next transaction is the one after last.
@@ -178,16 +191,23 @@ func (r *recent) level(passed []*request) error {
 
 // find returns the newest transaction after base that an item matches, 0 for
 // none. No transaction before base is looked at, and base is start or later.
-// passed were certified after the last batch.
-func (r *recent) find(item *queryItem, base uint64, passed []*request) (txid uint64, err error) {
+// passed were certified after the last batch. It takes steps away, and returns
+// errSteps if there are not enough.
+func (r *recent) find(item *queryItem, base uint64, passed []*request, steps *int) (txid uint64, err error) {
 	if err := r.level(passed); err != nil {
 		return 0, err
 	}
-	for txid = range r.candidates(item, base) {
+	for txid = range r.candidates(item, base, steps) {
+		if *steps -= transactionSteps; *steps < 0 {
+			break
+		}
 		t, err := r.get(txid, passed)
 		if err != nil || item.matches(t) {
 			return txid, err
 		}
+	}
+	if *steps < 0 {
+		return 0, errSteps
 	}
 	return 0, nil
 }
@@ -195,7 +215,7 @@ func (r *recent) find(item *queryItem, base uint64, passed []*request) (txid uin
 // candidates iterates over the transactions after base that have a key of each
 // term of an item, the newest first. Each step takes the newest transaction
 // that every term can still have.
-func (r *recent) candidates(item *queryItem, base uint64) iter.Seq[uint64] {
+func (r *recent) candidates(item *queryItem, base uint64, steps *int) iter.Seq[uint64] {
 	return func(yield func(uint64) bool) {
 		terms := item.terms(r.hasher)
 		r.terms = r.terms[:0]
@@ -209,9 +229,9 @@ func (r *recent) candidates(item *queryItem, base uint64) iter.Seq[uint64] {
 		for at := r.indexed; at > base; {
 			low := at
 			for _, term := range r.terms {
-				low = min(low, r.descend(term, at))
+				low = min(low, r.descend(term, at, steps))
 			}
-			if low <= base {
+			if low <= base || *steps < 0 {
 				return
 			}
 			if low < at {
@@ -228,12 +248,14 @@ func (r *recent) candidates(item *queryItem, base uint64) iter.Seq[uint64] {
 
 // descend moves the entries of a term's keys down to txid at most, and returns
 // the newest transaction that they then have, 0 for none.
-func (r *recent) descend(term []uint64, at uint64) (newest uint64) {
+func (r *recent) descend(term []uint64, at uint64, steps *int) (newest uint64) {
+	*steps -= len(term)
 	for i, n := range term {
 		e := r.entry(n)
 		for e != nil && e.txid > at {
 			n = e.older
 			e = r.entry(n)
+			*steps--
 		}
 		if term[i] = n; e != nil {
 			newest = max(newest, e.txid)

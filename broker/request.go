@@ -22,6 +22,7 @@ type request struct {
 
 	message *natslink.Message // that it was received in, nil in tests
 	finding *logFinding       // what was found in the log for it, nil if that was not searched
+	early   earlyMatch
 
 	tx     wal.Transaction     // what is stored
 	cert   lockmgr.Transaction // what is certified

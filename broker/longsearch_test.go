@@ -1,0 +1,101 @@
+package broker
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/lockmgr"
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// alternating are headers of transactions that record "x" and "y" by turns,
+// never both: the longest search there is looks for both.
+func alternating(i int) string { return "Cantus-Append-Lock: " + string('x'+rune(i%2)) + "\r\n" }
+
+const both = `{"locks":["x","y"]}`
+
+// decodeIn decodes a request of a message.
+func decodeIn(t *testing.T, m *natslink.Message, headers string) *request {
+	t.Helper()
+	r := &request{message: m}
+	if err := r.decode([]byte("NATS/1.0\r\n"+headers+"\r\n"), nil, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// certifierWith returns a certifier that remembers some transactions.
+func certifierWith(t *testing.T, n int, headers func(i int) string) *certifier {
+	t.Helper()
+	c := newCertifier(lockmgr.Options{}, time.Now)
+	var rs []*request
+	for i := range n {
+		rs = append(rs, decodeIn(t, &natslink.Message{}, headers(i)))
+	}
+	out := c.certify(1, rs)
+	b, err := wal.ParseBatch(out.data)
+	if err != nil || len(out.passed) != n {
+		t.Fatalf("%d of %d pass: %v", len(out.passed), n, err)
+	}
+	if _, err := c.record(out.data, b); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// A search that takes long leaves the certifier, which others wait for. One
+// that does not stays, also behind it.
+func TestALongSearchLeavesTheCertifier(t *testing.T) {
+	c := certifierWith(t, 8000, alternating)
+	many := "Cantus-High-Water-Mark: 0\r\nCantus-Unless: [" + strings.Repeat(both+",", 15) + both + "]\r\n"
+	long, short := &natslink.Message{}, &natslink.Message{}
+	out := c.certify(1, []*request{
+		decodeIn(t, long, ""), decodeIn(t, long, many),
+		decodeIn(t, short, "Cantus-High-Water-Mark: 7900\r\nCantus-Unless: "+both+"\r\n"),
+	})
+	if len(out.parked) != 1 || out.parked[0] != long || len(out.passed) != 1 || out.passed[0].message != short {
+		t.Fatalf("%d messages leave, %d transactions pass, %d do not", len(out.parked), len(out.passed), len(out.notPassed))
+	}
+	// What the log has of it is behind it now.
+	again := decodeIn(t, long, many)
+	need := c.unremembered(again)
+	if len(need.items) != 16 {
+		t.Fatalf("the log is searched for items %v", need.items)
+	}
+	again.finding = &logFinding{checks: 1, through: 8000, unless: make([]subjects.MatchedCondition, 16)}
+	if out := c.certify(1, []*request{again}); len(out.passed) != 1 {
+		t.Errorf("after the search: %+v", out)
+	}
+	// A search that does not get shorter ends after all.
+	again = decodeIn(t, long, many)
+	again.finding = &logFinding{checks: maxLogChecks, unless: make([]subjects.MatchedCondition, 16)}
+	out = c.certify(1, []*request{again})
+	if len(out.notPassed) != 1 || out.notPassed[0].matched == nil || !out.notPassed[0].matched.Forgotten {
+		t.Errorf("after %d searches: %+v", maxLogChecks, out)
+	}
+}
+
+// The transactions of a message can't make the certifier compare each with all
+// before it.
+func TestAMessageWhoseTransactionsAreComparedWithEachOther(t *testing.T) {
+	c := certifierWith(t, 1, alternating)
+	m := &natslink.Message{}
+	var rs []*request
+	const count, items = 4000, 4
+	for i := range count {
+		rs = append(rs, decodeIn(t, m, fmt.Sprintf("%sCantus-High-Water-Mark: 1\r\nCantus-Unless: [%s%s]\r\n", alternating(i+1), strings.Repeat(both+",", items-1), both)))
+	}
+	out := c.certify(1, rs)
+	if len(out.passed) < 50 || len(out.notPassed) < count/4 || len(out.passed)+len(out.notPassed) != count {
+		t.Fatalf("%d pass, %d do not, %d messages leave", len(out.passed), len(out.notPassed), len(out.parked))
+	}
+	for _, j := range out.notPassed {
+		if m := j.matched; m == nil || !m.Forgotten || m.Txid != j.last || j.verdict.DependsOn != m.Txid {
+			t.Fatalf("%+v: %+v", j, m)
+		}
+	}
+}
