@@ -190,8 +190,11 @@ func (r *release) build(ctx context.Context, goos, goarch, to string) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=true", "-pgo=cmd/cantus/release.pgo", "-trimpath",
 		"-ldflags", "-X main.version="+r.tag, "-o", to, "./cmd/cantus")
 	cmd.Dir = r.root
-	// What else is in the environment may change the bytes.
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+goos, "GOARCH="+goarch, "GOAMD64=v1", "GOARM64=v8.0", "GOFLAGS=", "GOEXPERIMENT=", "GOWORK=off")
+	env, err := buildEnvironment(ctx)
+	if err != nil {
+		return err
+	}
+	cmd.Env = append(env, "GOOS="+goos, "GOARCH="+goarch)
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return err
@@ -201,6 +204,23 @@ func (r *release) build(ctx context.Context, goos, goarch, to string) error {
 		return err
 	}
 	return r.checkCommit(info)
+}
+
+// buildEnvironment returns the environment of builds, without the settings of
+// this machine that change the bytes. For an empty variable Go takes what
+// "go env -w" has written, so that file is not read; what it says of where
+// modules come from stays.
+func buildEnvironment(ctx context.Context) ([]string, error) {
+	kept := []string{"GOPROXY", "GOSUMDB", "GOPRIVATE", "GONOPROXY", "GONOSUMDB", "GOINSECURE", "GOMODCACHE", "GOCACHE", "GOTOOLCHAIN"}
+	out, err := exec.CommandContext(ctx, "go", append([]string{"env"}, kept...)...).Output()
+	if err != nil {
+		return nil, fmt.Errorf("go env: %w", err)
+	}
+	env := os.Environ()
+	for i, value := range strings.Split(strings.TrimSuffix(string(out), "\n"), "\n") {
+		env = append(env, kept[i]+"="+value)
+	}
+	return append(env, "GOENV=off", "CGO_ENABLED=0", "GOAMD64=v1", "GOARM64=v8.0", "GOFLAGS=", "GOEXPERIMENT=", "GOFIPS140=off", "GOWORK=off"), nil
 }
 
 // checkCommit returns an error unless a binary names the release's commit. Go

@@ -60,6 +60,28 @@ func TestCommit(t *testing.T) {
 	}
 }
 
+// What "go env -w" has written changes where modules come from, not the bytes.
+func TestBuildEnvironment(t *testing.T) {
+	written := filepath.Join(t.TempDir(), "env")
+	if err := os.WriteFile(written, []byte("GOFLAGS=-tags=nocloud\nGOPROXY=https://proxy.example\nGOAMD64=v3\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("GOENV", written)
+	for _, name := range []string{"GOFLAGS", "GOPROXY", "GOAMD64", "GOEXPERIMENT"} {
+		t.Setenv(name, "")
+	}
+	env, err := buildEnvironment(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "env", "GOFLAGS", "GOPROXY", "GOAMD64")
+	cmd.Env = env
+	out, err := cmd.Output()
+	if want := "\nhttps://proxy.example\nv1\n"; err != nil || string(out) != want {
+		t.Errorf("%v, %q, want %q", err, out, want)
+	}
+}
+
 // make release makes all targets, unless it is told otherwise.
 func TestMakeRelease(t *testing.T) {
 	for given, want := range map[string]string{"": "", "TARGETS=linux/arm64,darwin/arm64": " -targets linux/arm64,darwin/arm64"} {
