@@ -288,6 +288,37 @@ func TestHowFarALogCheckLooks(t *testing.T) {
 	}
 }
 
+// A message has so much of the log searched and no more, so that others get
+// their turn.
+func TestHowMuchALogCheckSearches(t *testing.T) {
+	n, nc := one(t, broker.Options{MaxLocks: 1})
+	for _, l := range []string{"a", "b", "c"} {
+		appendTx(t, nc, "cantus.append.0", "x", appendLock, l)
+	}
+	var body []byte
+	for range 100 {
+		body = append(body, item("1", mark, "0", write, "d")...)
+	}
+	if clear := broker.CheckBatch(t, n, 0, body, 1<<30); clear != 100 {
+		t.Errorf("nothing was found for %d transactions of 100", clear)
+	}
+	if clear := broker.CheckBatch(t, n, 0, body, 100_000); clear < 5 || clear > 50 {
+		t.Errorf("nothing was found for %d transactions of 100 before the end", clear)
+	}
+}
+
+// A search without an index has few large transactions in memory at a time.
+func TestASearchOfLargeTransactions(t *testing.T) {
+	n, nc := one(t, broker.Options{NoIndex: true})
+	payload := strings.Repeat("x", 900_000)
+	for range 20 {
+		appendTx(t, nc, "cantus.append.0", payload, appendLock, "a")
+	}
+	if bytes := broker.LargestWindow(t, n, 0); bytes < 900_000 || bytes > 6_000_000 {
+		t.Errorf("%d bytes", bytes)
+	}
+}
+
 // One of those that claim a name at once gets it, although their marks are from
 // before all that the node remembers.
 func TestOneOfThoseThatClaimANameGetsIt(t *testing.T) {

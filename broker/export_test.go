@@ -350,3 +350,48 @@ func CheckLog(t *testing.T, n *Node, partition int, header []byte) (through uint
 	}
 	return f.through
 }
+
+// CheckBatch looks in the log for what conflicts with the transactions of a
+// batch message, as long as it has not searched a number of bytes, and returns
+// for how many of them it has found nothing.
+func CheckBatch(t *testing.T, n *Node, partition int, body []byte, most int) (clear int) {
+	t.Helper()
+	c := &n.replicas.get(partition).current().logChecker
+	limited := logChecker{
+		batchSubject: c.batchSubject, refusals: c.refusals, certifier: c.certifier, reader: c.reader, limits: c.limits, most: most,
+	}
+	m := &natslink.Message{Subject: c.batchSubject, Payload: body}
+	if err := limited.check(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range m.Note.(*logNote).findings {
+		if !f.decides() {
+			clear++
+		}
+	}
+	return clear
+}
+
+// LargestWindow returns the bytes of the transactions that a search of a log,
+// from its end to its beginning, has in memory at most.
+func LargestWindow(t *testing.T, n *Node, partition int) (largest int) {
+	t.Helper()
+	r := &n.replicas.get(partition).current().reader
+	at := r.position()
+	d := descent{reader: r, at: at, q: &query{}, low: 1, next: at.mark, scanned: new(scanned), walker: r.walker(at)}
+	d.each = func(*wal.Transaction) (done bool, err error) {
+		sum := 0
+		for i := range d.window {
+			sum += recordBytes(&d.window[i])
+		}
+		largest = max(largest, sum)
+		return false, nil
+	}
+	defer d.walker.close()
+	for d.next > 0 {
+		if err := d.part(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return largest
+}

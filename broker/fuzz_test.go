@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/lockmgr"
@@ -51,6 +52,8 @@ func FuzzRequest(f *testing.F) {
 	f.Add("NATS/1.0\r\nCantus-Read-Lock:a.>\r\nCantus-Append-Lock: b\r\nCantus-High-Water-Mark: 0\r\nNats-Msg-Id: x\r\nApp: y\r\n\r\n", "")
 	f.Add("NATS/1.0\r\nCantus-Kind: pay\r\nNats-Expected-Last-Sequence: 3\r\n\r\n", "x")
 	f.Add("NATS/1.0\r\nnats-msg-id: x\r\n\r\n", "x")
+	f.Add("NATS/1.0\r\nCantus-High-Water-Mark: 7\r\nCantus-Unless: {\"kinds\":[\"a\"],\"locks\":[\"b.>\",\"c\"]}\r\n\r\n", "x")
+	f.Add("NATS/1.0\r\nCantus-Unless:[{\"locks\" : [\"b\"]},{\"kinds\":[\"\\u0061\"]}]\r\nCantus-High-Water-Mark: 0\r\n\r\n", "")
 	f.Add("", "x")
 	f.Fuzz(func(t *testing.T, block, payload string) {
 		const limit = 2000
@@ -80,6 +83,7 @@ func FuzzRequest(f *testing.F) {
 				t.Fatalf("lock %q without a mark in %q", l.Name, block)
 			}
 		}
+		checkUnless(t, r)
 		// It is read back from the log unchanged, and the answer to a read is
 		// well-formed and no larger than allowed.
 		var w wal.BatchWriter
@@ -110,6 +114,37 @@ func FuzzRequest(f *testing.F) {
 		lockTransaction(&back, &cert)
 		if cert.ID != r.cert.ID || cert.Fingerprint != r.cert.Fingerprint || named > 0 && !reflect.DeepEqual(cert.Locks, r.cert.Locks) {
 			t.Fatalf("certified as %+v, recorded as %+v", r.cert, cert)
+		}
+	})
+}
+
+// checkUnless checks a condition that was accepted.
+func checkUnless(t *testing.T, r *request) {
+	t.Helper()
+	if n := len(r.unless); n > subjects.MaxUnless || n > 0 && !r.cert.HasHighWaterMark {
+		t.Fatalf("%d items, with a mark: %v", n, r.cert.HasHighWaterMark)
+	}
+	for _, item := range r.unless {
+		if err := item.check("item"); err != nil {
+			t.Fatalf("%+v: %v", item, err)
+		}
+	}
+}
+
+// Items as programs write them are what any JSON is.
+func FuzzPlainItem(f *testing.F) {
+	for _, s := range []string{`{"kinds":["a"]}`, `{"locks":["a.>","b"],"kinds":["k"]}`, `{"locks":["a"]`, `{"locks":["a"]}x`, `{"kinds":["a"],"kinds":["b"]}`, `{"kinds":[]}`} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		plain, ok := plainItem(value, nil)
+		any, err := appendItems(nil, value)
+		if ok && (err != nil || !reflect.DeepEqual(plain, any)) {
+			t.Fatalf("%q is %q or %q, %v", value, plain, any, err)
+		}
+		var wrong *subjects.Error
+		if err != nil && (!errors.As(err, &wrong) || wrong.Reason != subjects.BadRequest || !utf8.ValidString(value) && !strings.Contains(wrong.Message, "UTF-8")) {
+			t.Fatalf("%q: %v", value, err)
 		}
 	})
 }

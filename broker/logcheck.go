@@ -24,7 +24,13 @@ type logChecker struct {
 	certifier    *certifier
 	reader       *reader
 	limits       messageLimit
+	most         int // messageBytes, but in tests
 }
+
+// messageBytes is about how much of the log is searched for a message at a
+// time, in all lookups. What is left then counts as conflicting: other messages
+// wait.
+const messageBytes = 1 << 30
 
 // maxLogChecks is how often a message is looked at before it counts what the
 // certifier does not remember as conflicting. Each time the part of the log
@@ -34,6 +40,7 @@ const maxLogChecks = 8
 // logNote is the note on a message that was looked at.
 type logNote struct {
 	checks   int
+	scanned  scanned
 	findings []*logFinding // by the transaction's index in the message, nil for one that needs none
 }
 
@@ -98,6 +105,7 @@ func (c *logChecker) check(ctx context.Context, m *natslink.Message) error {
 	if err := c.addAll(ctx, m, last, note); err != nil {
 		return err
 	}
+	note.scanned = scanned{}
 	m.Note = note
 	return nil
 }
@@ -142,14 +150,14 @@ func (c *logChecker) add(ctx context.Context, note *logNote, r *request, header,
 	f := &logFinding{checks: note.checks, through: at.mark, locks: need.locks, unless: make([]subjects.MatchedCondition, len(r.unless))}
 	note.findings[len(note.findings)-1] = f
 	for _, i := range need.unknown {
-		found, err := c.newest(ctx, at, queryItem{locks: []string{r.cert.Locks[i].Name}}, after)
+		found, err := c.newest(ctx, at, &note.scanned, queryItem{locks: []string{r.cert.Locks[i].Name}}, after)
 		if err != nil {
 			return err
 		}
 		f.locks[i] = found
 	}
 	for _, i := range need.items {
-		found, err := c.newest(ctx, at, r.unless[i], after)
+		found, err := c.newest(ctx, at, &note.scanned, r.unless[i], after)
 		if err != nil {
 			return err
 		}
@@ -161,13 +169,20 @@ func (c *logChecker) add(ctx context.Context, note *logNote, r *request, header,
 // newest returns the newest transaction after a txid that an item matches. What
 // can't be looked at, because it was trimmed or because there is too much of
 // it, counts as matching.
-func (c *logChecker) newest(ctx context.Context, at position, item queryItem, after uint64) (lockmgr.Recorder, error) {
+func (c *logChecker) newest(ctx context.Context, at position, s *scanned, item queryItem, after uint64) (lockmgr.Recorder, error) {
 	q := query{items: []queryItem{item}, fromTime: math.MinInt64}
 	low := max(after+1, at.first)
 	if low > at.mark {
 		return lockmgr.Recorder{}, nil
 	}
-	txid, next, err := c.reader.findNewest(ctx, at, &q, at.mark, low)
+	if err := ctx.Err(); err != nil {
+		return lockmgr.Recorder{}, err // a lookup that meets no transaction would not end
+	}
+	if s.bytes > c.most {
+		return lockmgr.Recorder{Txid: at.mark, Forgotten: true}, nil
+	}
+	s.bytes += seekCost
+	txid, next, err := c.reader.findNewest(ctx, at, &q, at.mark, low, s)
 	switch {
 	case err != nil || txid > 0:
 		return lockmgr.Recorder{Txid: txid}, err

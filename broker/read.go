@@ -181,7 +181,7 @@ func (r *reader) getByMsgID(ctx context.Context, reply, id string) error {
 // for. what describes these.
 func (r *reader) getNewest(ctx context.Context, reply string, at position, from uint64, q query, what string) error {
 	q.newest = true
-	txid, next, err := r.findNewest(ctx, at, &q, from, at.first)
+	txid, next, err := r.findNewest(ctx, at, &q, from, at.first, new(scanned))
 	switch {
 	case err != nil:
 		return err

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"math"
 
@@ -8,9 +9,12 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// readWindow is how many transactions a read that goes backwards without an
-// index reads at a time.
-const readWindow = 256
+const (
+	// readWindow is how many transactions a read that goes backwards without an
+	// index reads at a time, unless they have more than windowBytes.
+	readWindow  = 256
+	windowBytes = 4 << 20
+)
 
 // seekCost is how many bytes of the log a lookup counts as.
 const seekCost = 4 << 10
@@ -98,20 +102,20 @@ func (r *readAnswer) scanDown(ctx context.Context, at position, low uint64) erro
 
 // findNewest returns the newest transaction from low to high that a query asks
 // for, 0 if there is none; next is then where the search would go on, low-1 if
-// it is complete.
-func (r *reader) findNewest(ctx context.Context, at position, q *query, high, low uint64) (txid, next uint64, err error) {
+// it is complete. It adds to s what it has searched.
+func (r *reader) findNewest(ctx context.Context, at position, q *query, high, low uint64, s *scanned) (txid, next uint64, err error) {
 	if err := acquireScan(ctx, r.scans); err != nil {
 		return 0, 0, err
 	}
 	defer r.scans.Release(1)
-	var s scanned
-	next, err = r.down(at, q, high, low, &s, func(t *wal.Transaction) (done bool, err error) {
+	most := s.bytes + scanBytes
+	next, err = r.down(at, q, high, low, s, func(t *wal.Transaction) (done bool, err error) {
 		if q.matches(t) {
 			txid = t.Txid
 			return true, nil
 		}
 		s.bytes += recordBytes(t)
-		return s.bytes > scanBytes, ctx.Err()
+		return s.bytes > most, ctx.Err()
 	})
 	return txid, next, err
 }
@@ -142,6 +146,7 @@ type descent struct {
 	done    bool
 	walker  walker
 	window  []wal.Transaction
+	size    uint64 // of the next window, 0 for readWindow
 }
 
 // part looks at what the index has, or at a window of the log.
@@ -188,16 +193,25 @@ func (d *descent) take(t *wal.Transaction) (err error) {
 
 // readWindow looks at some transactions, none before low.
 func (d *descent) readWindow(low uint64) error {
-	low = max(low, d.next-min(d.next, readWindow-1), 1)
+	size := cmp.Or(d.size, readWindow)
+	low = max(low, d.next-min(d.next, size-1), 1)
 	d.window = d.window[:0]
+	bytes := 0
 	for txid := low; txid <= d.next; txid++ {
+		if bytes > windowBytes { // fewer are read at a time
+			d.size = max(uint64(len(d.window))/2, 1)
+			d.window = nil
+			return nil
+		}
 		var t wal.Transaction
 		if err := d.walker.read(txid, &t); err != nil {
 			return err
 		}
 		d.window = append(d.window, t)
 		d.walker.buf = nil // it stays valid, as those before it
+		bytes += recordBytes(&t)
 	}
+	d.size = min(2*size, readWindow)
 	for i := len(d.window) - 1; i >= 0; i-- {
 		if err := d.take(&d.window[i]); err != nil || d.done {
 			return err

@@ -163,7 +163,7 @@ func (r *replica) wire() {
 func (r *replica) wireLogChecker() {
 	r.logChecker = logChecker{
 		batchSubject: r.face.batch, queue: newQueue(r.host.queueBytes), back: r.queue,
-		refusals: &r.refusals, certifier: r.state.certifier, reader: &r.reader, limits: r.host.nats,
+		refusals: &r.refusals, certifier: r.state.certifier, reader: &r.reader, limits: r.host.nats, most: messageBytes,
 	}
 }
 
