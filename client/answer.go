@@ -98,6 +98,9 @@ func (s *sender) onResults(a *attempt, runs []subjects.BatchRun, mark uint64) {
 		f.lastErr = err
 		switch dispositionOf(run.Error) {
 		case final:
+			if f.uncertain > 1 && isForgotten(run.Error) {
+				err = &UnknownOutcomeError{Partition: s.partition, ID: f.ID(), Err: err}
+			}
 			s.fail(f, err)
 			continue
 		case retryable:
@@ -114,6 +117,13 @@ func (s *sender) onResults(a *attempt, runs []subjects.BatchRun, mark uint64) {
 	if clean && a.batch.attempts == 0 {
 		a.batch.free()
 	}
+}
+
+// isForgotten reports whether a refusal is a conflict that may be false: an
+// earlier attempt without an answer may be looked up in the log still, and
+// commit.
+func isForgotten(e *subjects.Error) bool {
+	return e.Unless != nil && e.Unless.Forgotten || len(e.Conflicts) > 0 && e.Conflicts[0].Forgotten
 }
 
 // onRefused ends an attempt whose message was refused as a whole. e is nil if
