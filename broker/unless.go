@@ -81,7 +81,7 @@ func plainItem(value string, items []queryItem) ([]queryItem, bool) {
 				return items, false
 			}
 		default:
-			return append(items, item), p.rest == "}"
+			return append(items, item), !first && p.rest == "}"
 		}
 	}
 }
