@@ -277,7 +277,8 @@ func (l *natsConn) await(ctx context.Context, began time.Time, most time.Duratio
 }
 
 // placed reports whether the replicas of every partition are on the nodes of
-// its placement, and the preferred node leads it.
+// its placement, and the preferred node leads it. A preferred node that is away
+// can't lead: then it is enough that another one does.
 func placed(s subjects.ClusterStatus) bool {
 	for _, p := range s.Partitions {
 		voters := 0
@@ -289,7 +290,10 @@ func placed(s subjects.ClusterStatus) bool {
 				return false
 			}
 		}
-		if voters != len(p.Placement) || p.Leader != p.Placement[0] {
+		if voters != len(p.Placement) || p.Leader == "" {
+			return false
+		}
+		if preferred, _ := nodeOf(s, p.Placement[0]); preferred.Alive && p.Leader != preferred.Name {
 			return false
 		}
 	}
@@ -418,7 +422,11 @@ func (*clusterUndrainCmd) Help() string { return clusterHelp }
 
 // Run ends a drain.
 func (c *clusterUndrainCmd) Run(ctx context.Context, p *program) error {
-	return c.operate(ctx, p, []string{"cluster", "undrain"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait, placed)
+	return c.operate(ctx, p, []string{"cluster", "undrain"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait,
+		func(s subjects.ClusterStatus) bool {
+			n, _ := nodeOf(s, string(c.Node))
+			return n.Alive && placed(s)
+		})
 }
 
 type clusterPromoteCmd struct {
@@ -431,7 +439,11 @@ func (*clusterPromoteCmd) Help() string { return clusterHelp }
 
 // Run promotes a standby.
 func (c *clusterPromoteCmd) Run(ctx context.Context, p *program) error {
-	return c.operate(ctx, p, []string{"cluster", "promote"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait, placed)
+	return c.operate(ctx, p, []string{"cluster", "promote"}, subjects.AdminRequest{Node: string(c.Node)}, c.Wait,
+		func(s subjects.ClusterStatus) bool {
+			n, _ := nodeOf(s, string(c.Node))
+			return n.Alive && placed(s)
+		})
 }
 
 type clusterTransferCmd struct {
@@ -446,7 +458,10 @@ func (*clusterTransferCmd) Help() string { return clusterHelp }
 // Run transfers leadership.
 func (c *clusterTransferCmd) Run(ctx context.Context, p *program) error {
 	id := int(c.Partition)
-	return c.operate(ctx, p, []string{"cluster", "transfer"}, subjects.AdminRequest{Partition: &id, To: string(c.To)}, c.Wait, placed)
+	return c.operate(ctx, p, []string{"cluster", "transfer"}, subjects.AdminRequest{Partition: &id, To: string(c.To)}, c.Wait,
+		func(s subjects.ClusterStatus) bool {
+			return id < len(s.Partitions) && s.Partitions[id].Leader == string(c.To) && placed(s)
+		})
 }
 
 type clusterMoveCmd struct {

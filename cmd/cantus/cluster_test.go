@@ -59,3 +59,27 @@ func TestReplicasOf(t *testing.T) {
 		}
 	}
 }
+
+// A node that is away can't lead the partitions that prefer it. Otherwise a
+// command with --wait that adds a node in its place would never end.
+func TestPlacedWithANodeAway(t *testing.T) {
+	t.Parallel()
+	cluster := func(leader string, n3 bool) subjects.ClusterStatus {
+		return subjects.ClusterStatus{
+			Nodes: []subjects.NodeStatus{{Name: "n1", Alive: true}, {Name: "n2", Alive: true}, {Name: "n3", Alive: n3}, {Name: "n4", Alive: true}},
+			Partitions: []subjects.PartitionStatus{{
+				Leader: leader, Placement: []string{"n3", "n1", "n2"},
+				Replicas: []subjects.ReplicaStatus{{Name: "n1", Voter: true}, {Name: "n2", Voter: true}, {Name: "n3", Voter: true}},
+			}},
+		}
+	}
+	for _, c := range []struct {
+		leader string
+		alive  bool
+		want   bool
+	}{{"n1", false, true}, {"", false, false}, {"n1", true, false}, {"n3", true, true}} {
+		if got := placed(cluster(c.leader, c.alive)); got != c.want {
+			t.Errorf("led by %q, n3 alive %v: %v, want %v", c.leader, c.alive, got, c.want)
+		}
+	}
+}

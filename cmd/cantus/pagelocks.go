@@ -10,8 +10,8 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// A search through the log for a lock is bounded: there is no index of names,
-// and a node reads all of what it searches.
+// A search through the log for a lock is bounded: it does not use the index of
+// names, and a node reads all of what it searches.
 const (
 	searchMost   = 200_000 // transactions
 	searchFirst  = 2_000   // those that are searched first; then more at a time
