@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"reflect"
 	"slices"
@@ -33,7 +34,7 @@ type configValue struct {
 // overridden is not used, so that a file that it names need not be there.
 func loadConfig(file string, node *kong.Node, overridden func(*kong.Flag) bool) (configFile, mistakes) {
 	config := configFile{file, map[string]configValue{}}
-	text, err := os.ReadFile(file)
+	text, err := readBounded(file)
 	if err != nil {
 		return config, mistakes{fmt.Errorf("--config: %w", err)}
 	}
@@ -64,6 +65,25 @@ func loadConfig(file string, node *kong.Node, overridden func(*kong.Flag) bool) 
 		config.values[key] = configValue{text, line}
 	}
 	return config, all
+}
+
+// maxRead bounds the files that are read as a whole: settings, tokens and
+// certificates.
+const maxRead = 1 << 20
+
+// readBounded reads a file, and refuses one that is too large to be what it was
+// named as, such as /dev/zero.
+func readBounded(file string) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxRead+1))
+	if err == nil && len(text) > maxRead {
+		err = fmt.Errorf("%s has more than 1 MiB: name the right file", file)
+	}
+	return text, err
 }
 
 // notYAML returns the error for a file that is not YAML. It does not show the

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"net"
 	"net/url"
-	"os"
 	"strings"
 	"sync"
 	"time"
@@ -214,7 +213,7 @@ func (c *connection) tlsConfig() (*tls.Config, error) {
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.TLSCA != "" {
-		text, err := os.ReadFile(c.TLSCA)
+		text, err := readBounded(c.TLSCA)
 		if err != nil {
 			return nil, usagef("--tls-ca: %w", err)
 		}

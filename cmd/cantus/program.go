@@ -135,7 +135,7 @@ func newParser(p *program, exit func(int)) (*kong.Kong, error) { return p.parser
 
 // parser parses command lines into g.
 func (p *program) parser(g *grammar, exit func(int)) (*kong.Kong, error) {
-	parser, err := kong.New(g, append(strictNumbers(),
+	parser, err := kong.New(g, append(append(strictNumbers(), strictPaths()...),
 		kong.Name("cantus"),
 		kong.Description(description),
 		kong.Writers(p.out, p.errOut),

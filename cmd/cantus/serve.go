@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"strings"
 	"time"
 
@@ -214,7 +213,7 @@ func (c *serveFlags) secret() (string, error) {
 	if c.ClusterSecret != "" {
 		return "", errors.New("the cluster's token is given twice: by --cluster-secret-file and by CANTUS_CLUSTER_SECRET")
 	}
-	b, err := os.ReadFile(c.SecretFile)
+	b, err := readBounded(c.SecretFile)
 	if err != nil {
 		return "", fmt.Errorf("--cluster-secret-file: %w", err)
 	}

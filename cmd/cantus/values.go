@@ -43,6 +43,22 @@ func whole(text []byte, least, most int64) (int64, bool) {
 	return n, err == nil && wholeForm.Match(text) && n >= least && n <= most
 }
 
+// strictPaths makes flags and arguments that take a path refuse an empty one,
+// which would be the working directory for some and nothing for others.
+func strictPaths() (all []kong.Option) {
+	defaults := kong.NewRegistry().RegisterDefaults()
+	for _, kind := range []string{"path", "existingfile"} {
+		parse := defaults.ForNamedType(kind, reflect.TypeFor[string]())
+		all = append(all, kong.NamedMapper(kind, kong.MapperFunc(func(ctx *kong.DecodeContext, to reflect.Value) error {
+			if ctx.Scan.Peek().Value == "" {
+				return errors.New(`"" is not a path: write one, such as /var/lib/cantus, or leave it out`)
+			}
+			return parse.Decode(ctx, to)
+		})))
+	}
+	return all
+}
+
 // strictNumbers makes flags of Go's own types accept the same syntax.
 func strictNumbers() []kong.Option {
 	return []kong.Option{

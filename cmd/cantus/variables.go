@@ -75,7 +75,7 @@ func variablesOf(node *kong.Node) (all []string) {
 // nearestVariable returns the variable that is most similar to name, or that
 // name begins with, or else "".
 func nearestVariable(name string, known []string) string {
-	word := strings.TrimPrefix(name, variablePrefix)
+	word := strings.ToUpper(strings.TrimPrefix(name, variablePrefix))
 	var words []string
 	for _, k := range known {
 		words = append(words, strings.TrimPrefix(k, variablePrefix))
