@@ -345,8 +345,12 @@ func conflict(r *subjects.Reply, hwm uint64) error {
 	e := r.Error
 	var b strings.Builder
 	switch {
+	case e.Unless != nil && e.Unless.Forgotten:
+		fmt.Fprintf(&b, "conflict: partition %d could not look up --unless number %d: it counts as matching transaction %d, after your high-water mark.\n",
+			r.Partition, e.Unless.Item+1, e.Txid)
 	case e.Unless != nil:
-		fmt.Fprintf(&b, "conflict: %s.\n", e.Message)
+		fmt.Fprintf(&b, "conflict: --unless number %d matches transaction %d of partition %d, after your high-water mark.\n",
+			e.Unless.Item+1, e.Txid, r.Partition)
 	case len(e.Conflicts) > 0 && e.Conflicts[0].Forgotten:
 		fmt.Fprintf(&b, "conflict: partition %d could not look up lock %s: it counts as recorded by transaction %d, after your high-water mark.\n",
 			r.Partition, e.Lock, e.Txid)

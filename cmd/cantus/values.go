@@ -358,7 +358,7 @@ func (l *lockName) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// queryItem is an item of a read's query.
+// queryItem is an item of a query or of a condition.
 type queryItem subjects.QueryItem
 
 func (q *queryItem) UnmarshalText(text []byte) error {
@@ -366,7 +366,11 @@ func (q *queryItem) UnmarshalText(text []byte) error {
 	decoder.DisallowUnknownFields()
 	var item subjects.QueryItem
 	if err := decoder.Decode(&item); err != nil || decoder.More() || len(item.Kinds)+len(item.Locks) == 0 {
-		return fmt.Errorf(`%q is not a query: write kinds, locks or both as JSON, such as {"kinds":["pay"],"locks":["account.42"]}`, text)
+		why := ""
+		if err != nil && strings.Contains(err.Error(), "unknown field") {
+			why = strings.TrimPrefix(err.Error(), "json: ") + ": "
+		}
+		return fmt.Errorf(`%q is not an item: %swrite kinds, locks or both as JSON, such as {"kinds":["pay"],"locks":["account.42"]}; repeat the flag for several`, text, why)
 	}
 	for _, k := range item.Kinds {
 		if err := subjects.CheckKind(k); err != nil {
