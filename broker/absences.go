@@ -125,27 +125,26 @@ func (a *absences) lookForLeaders(now time.Time) {
 	}
 }
 
-// leaderlessSince returns when this node last heard of a partition's leader. If
-// it has heard of none, that is when it started. It is zero on a node that has
-// no others, which does not look again and again.
+// leaderlessSince returns when this node last heard of a partition's leader. It
+// is zero if it has heard of none since it started, and on a node that has no
+// others, which does not look again and again.
 func (a *absences) leaderlessSince(partition int) time.Time {
 	facts, _ := a.facts()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	at, heard := a.led[partition]
-	switch {
-	case len(facts.Nodes) < 2:
-		return time.Time{}
-	case !heard:
-		at = a.started
+	if at, heard := a.led[partition]; heard && len(facts.Nodes) > 1 {
+		return at.UTC()
 	}
-	return at.UTC()
+	return time.Time{}
 }
 
 // since returns when a member that is away was last heard, zero if it is not
-// away.
+// away, or was away when this node started.
 func (a *absences) since(name string) time.Time {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.away[name].UTC()
+	if at := a.away[name]; !at.Equal(a.started) {
+		return at.UTC()
+	}
+	return time.Time{}
 }

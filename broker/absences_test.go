@@ -53,3 +53,30 @@ func TestANodeThatComesAndGoesDoesNotFillTheLog(t *testing.T) {
 		t.Errorf("logged %d lines, and %v and %v are left:\n%s", len(got), a.away, a.said, &log)
 	}
 }
+
+// A node that has started knows only what it has heard of since then: others
+// may have been away for long.
+func TestHowLongSomebodyWasAwayBeforeTheStartIsNotSaid(t *testing.T) {
+	t.Parallel()
+	began := time.Now()
+	facts := cluster.Facts{Nodes: map[string]cluster.Member{"n1": {}, "n2": {}}}
+	peers := newPeers("self", func() uint64 { return 1 })
+	a := &absences{
+		self: "n1", log: slog.New(slog.DiscardHandler), started: began, peers: peers, replicas: &replicaSet{},
+		facts: func() (cluster.Facts, <-chan struct{}) { return facts, nil },
+		away:  map[string]time.Time{}, said: map[string]said{}, led: map[int]time.Time{},
+	}
+	now := began.Add(2 * aliveTime)
+	a.look(now)
+	if _, away := a.away["n2"]; !away || !a.since("n2").IsZero() || !a.leaderlessSince(0).IsZero() {
+		t.Errorf("n2 is away %v, since %v; there is no leader since %v", away, a.since("n2"), a.leaderlessSince(0))
+	}
+	heard := now
+	peers.accept(announcement{Name: "n2", Instance: "i"}, 1, heard)
+	a.led[0] = heard
+	a.look(now)
+	a.look(now.Add(2 * aliveTime))
+	if !a.since("n2").Equal(heard) || !a.leaderlessSince(0).Equal(heard) {
+		t.Errorf("n2 is away since %v, there is no leader since %v; want %v", a.since("n2"), a.leaderlessSince(0), heard)
+	}
+}
