@@ -2,6 +2,7 @@ package broker_test
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"testing"
@@ -98,6 +99,27 @@ func TestCertificateExpiryInMetrics(t *testing.T) {
 		t.Fatalf("a reload that takes a restart: %v", err)
 	}
 	must("after a reload that failed", later)
+}
+
+// A node says which certificates have expired, at its start and after a reload.
+func TestAnExpiredCertificateIsLogged(t *testing.T) {
+	authority := testcert.NewAuthority(t)
+	cert, key := authority.Files("server", time.Now().Add(-time.Hour))
+	conf := config(t, fmt.Sprintf("tls { cert_file: %q, key_file: %q }", cert, key))
+	var log buffer
+	opts := broker.Options{NATSConfig: conf, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	n, _ := openNode(t, t.TempDir(), opts)
+	if err := n.Reload(broker.Options{NATSConfig: conf}); err != nil {
+		t.Fatal(err)
+	}
+	const warning = `level=WARN msg="a certificate has expired`
+	if said := log.count(warning); said != 2 {
+		t.Errorf("it was said %d times", said)
+	}
+	authority.Files("server", time.Now().Add(time.Hour))
+	if err := n.Reload(broker.Options{NATSConfig: conf}); err != nil || log.count(warning) != 2 {
+		t.Errorf("with another certificate it was said %d times, %v", log.count(warning), err)
+	}
 }
 
 // Conflicts are counted by the mode of the lock, and those that may be false

@@ -199,6 +199,7 @@ func (n *Node) openNATS(ctx context.Context, known bool) (err error) {
 		n.nats = nil
 		return err
 	}
+	n.warnOfExpired(time.Now())
 	if err := n.conns.open(n.nats, i.names, i.log); err != nil {
 		return err
 	}

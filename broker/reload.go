@@ -3,6 +3,7 @@ package broker
 import (
 	"crypto/tls"
 	"errors"
+	"time"
 )
 
 // Reload takes from opts what may change while the node runs: NATSConfig, with
@@ -58,9 +59,21 @@ func (n *Node) reloadNATS(o Options) error {
 	if err := n.nats.Reload(o.natsServer(), n.Partitions(), setTLS); err != nil {
 		return err
 	}
+	n.warnOfExpired(time.Now())
 	if now := maxTransaction(n.nats.MaxPayload()); now < before {
 		n.identity.log.Warn("max_payload was lowered: stored transactions that are larger can't be read, and the node is not ready if there are any",
 			"largest_transaction", now, "before", before)
 	}
 	return nil
+}
+
+// warnOfExpired logs which ports show a certificate that has expired: the
+// server serves it, and clients and other nodes refuse it.
+func (n *Node) warnOfExpired(now time.Time) {
+	for _, c := range n.nats.Certificates() {
+		if !c.Expires.After(now) {
+			n.identity.log.Warn("a certificate has expired: others refuse connections to the port; put a new one in its files, and send SIGHUP",
+				"port", c.Port, "expired", c.Expires.UTC().Format(time.RFC3339))
+		}
+	}
 }
