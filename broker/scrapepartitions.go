@@ -98,7 +98,7 @@ var partitionFigures = []partitionFigure{
 
 	{scrapedGauge("lock_table_locks", "Recorded locks that the partition knows exactly.", "partition"), false,
 		func(v *replicaView) float64 { return float64(v.locks.Locks) }},
-	{scrapedGauge("lock_table_floor_txid", "The newest transaction of which the lock table has forgotten a lock. Forgotten locks count as recorded there.", "partition"), false,
+	{scrapedGauge("lock_table_floor_txid", "The newest transaction of which the lock table has forgotten a lock. Forgotten locks are looked up in the log.", "partition"), false,
 		func(v *replicaView) float64 { return float64(v.locks.Floor) }},
 	{scrapedGauge("message_ids", "Message ids that are remembered.", "partition"), false,
 		func(v *replicaView) float64 { return float64(v.locks.IDs) }},

@@ -30,11 +30,12 @@ type Conflict struct {
 	Name string // a copy
 	Mode Mode   // Read or Write
 
-	// Txid is the newest transaction that recorded an overlapping lock, or the
-	// floor if the table does not know one.
+	// Txid is the newest transaction that recorded an overlapping lock. If
+	// neither the table nor the caller knows one, it is the floor, or what the
+	// caller gave instead.
 	Txid uint64
 
-	// Forgotten reports that the table does not know one: Txid is the floor.
+	// Forgotten reports that none is known.
 	Forgotten bool
 }
 

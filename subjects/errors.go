@@ -64,8 +64,8 @@ type ConflictingLock struct {
 	Lock string `json:"lock"`
 	Mode string `json:"mode"`
 	Txid uint64 `json:"txid"`
-	// Forgotten is true if the partition no longer knows the lock, and Txid is
-	// the floor.
+	// Forgotten is true if the log could not be searched at Txid and before: the
+	// lock counts as recorded there.
 	Forgotten bool `json:"forgotten,omitempty"`
 }
 
@@ -88,8 +88,9 @@ type Error struct {
 	Message string `json:"message"`
 	// Lock is, for a conflict, the violated lock that was recorded last.
 	Lock string `json:"lock,omitempty"`
-	// Txid is the transaction that recorded Lock, or the floor if that is
-	// forgotten; for id_reused, the transaction that has the message id.
+	// Txid is the transaction that recorded Lock, or where that counts as
+	// recorded if it is forgotten; for id_reused, the transaction that has the
+	// message id.
 	Txid uint64 `json:"txid,omitempty"`
 	// Conflicts lists every violated lock, the most recently recorded first.
 	Conflicts []ConflictingLock `json:"conflicts,omitempty"`
