@@ -40,7 +40,7 @@ func TestNoConditionHidesATest(t *testing.T) {
 	scripts := string(ci) + string(interop) + string(vet)
 	// Only one more run, under the race detector, may be short: the
 	// benchmark's.
-	all := regexp.MustCompile(`(?m)^go test (.* )?` + regexp.QuoteMeta(module+"/...") + `$`).FindString(scripts)
+	all := regexp.MustCompile(`(?m)^\./\.ci/again go test (.* )?` + regexp.QuoteMeta(module+"/...") + `$`).FindString(scripts)
 	if all == "" || strings.Contains(strings.ReplaceAll(scripts, "-race -short -timeout 5m ./cmd/internal/bench", ""), "-short") {
 		t.Error(".ci/run does not run all tests, or leaves out those that -short does")
 	}

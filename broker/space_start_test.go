@@ -31,6 +31,7 @@ func TestAFullFollowerStarts(t *testing.T) {
 	}
 	name := "n2"
 	fillTo(t, nc, 50)
+	eventually(t, "it has what is committed", func() bool { return broker.Mark(c.node(name), 0) == 50 })
 
 	d.fill(t, c, true, name)
 	fillTo(t, nc, 60)

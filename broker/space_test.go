@@ -62,11 +62,11 @@ func TestFullReplicas(t *testing.T) {
 		})
 		wantRefusal(t, m, subjects.StorageFull)
 	}
-	more()
-
 	first, second := followers[0], followers[1]
-	d.fill(t, c, true, first)
 	last := more()
+	eventually(t, "the first follower has it", func() bool { return broker.Mark(c.node(first), 0) >= last })
+	d.fill(t, c, true, first)
+	last = more()
 	eventually(t, "the other follower has it", func() bool { return broker.Mark(c.node(second), 0) >= last })
 	had := broker.LastIndex(c.node(first), 0)
 	for range 50 {
