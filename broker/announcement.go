@@ -15,6 +15,10 @@ import (
 // docs/adr/0008.
 const protocolVersion = 3
 
+// recordsVersion is the newest version of the records in batches that this
+// node reads. Version 1 has atomic batches.
+const recordsVersion = 1
+
 // announcement is a node's status, which it announces to the others every
 // announceInterval.
 type announcement struct {
@@ -25,6 +29,7 @@ type announcement struct {
 	Clock    time.Time `json:"clock,omitzero"` // when it was made
 	Version  string    `json:"version"`
 	Protocol int       `json:"protocol"`
+	Records  int       `json:"records,omitempty"` // see recordsVersion
 
 	Cluster    string            `json:"cluster"`
 	ClusterID  string            `json:"cluster_id,omitempty"` // empty until it is founded or has joined

@@ -93,9 +93,12 @@ func (c *certifier) certify(term uint64, rs []*request) (out certification) {
 			out.notPassed = append(out.notPassed, j)
 			continue
 		}
-		c.table.Enter(&r.cert, at)
-		c.writer.Add(&r.tx)
-		out.passed = append(out.passed, r)
+		if r.items == nil {
+			c.enter(r, at, &out)
+		}
+		for i, t := range r.items {
+			c.enter(t, at+int64(i), &out)
+		}
 	}
 	n := c.writer.Count()
 	c.given = out.time + int64(n)
@@ -105,6 +108,13 @@ func (c *certifier) certify(term uint64, rs []*request) (out certification) {
 		c.recent.add(recentBatch{first: out.first, count: n, data: out.data}, c.table.Committed())
 	}
 	return out
+}
+
+// enter adds a transaction that has passed to the batch.
+func (c *certifier) enter(r *request, at int64, out *certification) {
+	c.table.Enter(&r.cert, at)
+	c.writer.Add(&r.tx)
+	out.passed = append(out.passed, r)
 }
 
 // judge decides on a request, which follows those that have passed.
@@ -315,6 +325,9 @@ func batchSize(rs []*request) int {
 	n := 64
 	for _, r := range rs {
 		n += recordBytes(&r.tx)
+		for _, t := range r.items {
+			n += recordBytes(&t.tx)
+		}
 	}
 	return n
 }
@@ -471,7 +484,10 @@ func lockTransaction(t *wal.Transaction, c *lockmgr.Transaction) {
 	}
 	c.ID, c.Fingerprint = lockmgr.ID{}, 0
 	if len(t.MsgID) > 0 {
-		c.ID, c.Fingerprint = lockmgr.HashID(text(t.MsgID)), lockmgr.Fingerprint(t.Payload)
+		c.ID, c.Fingerprint = lockmgr.HashID(text(t.MsgID)), t.Atomic.Fingerprint
+		if t.Atomic.Size == 0 {
+			c.Fingerprint = lockmgr.Fingerprint(t.Payload)
+		}
 	}
 }
 

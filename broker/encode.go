@@ -127,6 +127,9 @@ func mustJSON(v any) []byte {
 // appendBatchReply appends the reply with all outcomes of a batch message.
 // Refusals have their details as far as there is room.
 func appendBatchReply(dst []byte, c *batchMessage, partition int, mark uint64, room int) []byte {
+	if c.atomic && c.outcomes[0].err != nil {
+		return appendReply(dst, c.reply, partition, c.outcomes[0], mark, room)
+	}
 	details := room - outcomeBytes*(len(c.outcomes)+1)
 	body := make([]byte, 0, 256)
 	body = append(body, `{"partition":`...)
@@ -138,6 +141,9 @@ func appendBatchReply(dst []byte, c *batchMessage, partition int, mark uint64, r
 			for i+n < len(c.outcomes) && continues(o, c.outcomes[i+n], n) {
 				n++
 			}
+		}
+		if c.atomic {
+			n = len(c.outcomes)
 		}
 		if i > 0 {
 			body = append(body, ',')
@@ -251,6 +257,11 @@ func appendSent(h []byte, t *wal.Transaction) []byte {
 	h = appendLocks(h, t.Locks)
 	if len(t.MsgID) > 0 {
 		h = subjects.AppendField(h, subjects.HeaderStoredMsgID, t.MsgID)
+	}
+	if t.Atomic.Size > 0 {
+		h = append(h, subjects.HeaderAtomic+": "...)
+		h = append(strconv.AppendUint(h, t.First(), 10), '-')
+		h = append(strconv.AppendUint(h, t.Last(), 10), "\r\n"...)
 	}
 	return append(h, t.Header...)
 }

@@ -395,3 +395,6 @@ func LargestWindow(t *testing.T, n *Node, partition int) (largest int) {
 	}
 	return largest
 }
+
+// OldRecords makes a node announce that it reads no atomic batches.
+func OldRecords(o *Options) { o.records = -1 }

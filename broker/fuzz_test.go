@@ -10,7 +10,6 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -23,7 +22,7 @@ func FuzzCutBatch(f *testing.F) {
 	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		const most = 100
-		items, err := parseBatch(&natslink.Message{Payload: b}, most)
+		items, err := parseBatch(b, most)
 		if err != nil {
 			if items.count != 0 || err.Reason != subjects.BadRequest && err.Reason != subjects.TooLarge {
 				t.Fatalf("%d items, %v", items.count, err)

@@ -121,7 +121,7 @@ func (i *identity) proved(e envelope, subject string) bool {
 // announcement returns the node's announcement without its replicas.
 func (i *identity) announcement() announcement {
 	a := announcement{
-		Name: i.opts.Name, Instance: i.instance, Started: i.started, Version: i.opts.Version, Protocol: i.opts.protocol,
+		Name: i.opts.Name, Instance: i.instance, Started: i.started, Version: i.opts.Version, Protocol: i.opts.protocol, Records: i.opts.records,
 		Cluster: i.opts.Cluster, Raft: i.raftAddr, Standby: i.opts.Standby, Leaving: i.stopping.Load(), Clock: time.Now(),
 	}
 	i.mu.Lock()

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -41,7 +42,7 @@ const maxLogChecks = 8
 type logNote struct {
 	checks   int
 	scanned  scanned
-	findings []*logFinding // by the transaction's index in the message, nil for one that needs none
+	findings []*logFinding // by the transaction's index in the message, one for an atomic batch, nil for one that needs none
 }
 
 // of returns the finding for a transaction, nil without one.
@@ -114,29 +115,35 @@ func (c *logChecker) check(ctx context.Context, m *natslink.Message) error {
 // the note of the check before.
 func (c *logChecker) addAll(ctx context.Context, m *natslink.Message, last, note *logNote) error {
 	limit := maxTransaction(c.limits.MaxPayload())
+	whole := &request{message: m, finding: last.of(0)}
 	if m.Subject != c.batchSubject {
-		return c.add(ctx, note, &request{message: m, finding: last.of(0)}, m.Header, m.Payload, limit)
+		return c.add(ctx, note, whole, whole.decode(m.Header, m.Payload, limit))
 	}
-	items, refused := parseBatch(m, maxBatch(c.limits.MaxPayload()))
-	if refused != nil {
+	h, refused := decodeBatchHeader(m, whole)
+	items, bad := parseBatch(m.Payload, maxBatch(c.limits.MaxPayload()))
+	if refused = cmp.Or(refused, bad); refused != nil {
 		return refused
+	}
+	if h.atomic {
+		return c.add(ctx, note, whole, whole.decodeAtomic(items, limit, func() *request { return new(request) }))
 	}
 	for i := range items.count {
 		header, payload := items.next()
 		r := &request{message: m, finding: last.of(i)}
-		if err := c.add(ctx, note, r, header, payload, limit); err != nil {
+		if err := c.add(ctx, note, r, r.decode(header, payload, limit)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// add adds the finding for the next transaction of a message to its note. The
-// request has that of the check before.
-func (c *logChecker) add(ctx context.Context, note *logNote, r *request, header, payload []byte, limit int) error {
+// add adds the finding for a request of a message, the next one, to its note.
+// The request has that of the check before. It needs none if it was refused
+// when it was decoded: so it is again by the sequencer.
+func (c *logChecker) add(ctx context.Context, note *logNote, r *request, refused *subjects.Error) error {
 	note.findings = append(note.findings, r.finding)
-	if refused := r.decode(header, payload, limit); refused != nil {
-		return nil //nolint:nilerr // it is refused when the sequencer decodes it
+	if refused != nil {
+		return nil
 	}
 	at := c.reader.position()
 	if at.restoring {

@@ -162,6 +162,7 @@ type Options struct {
 	// routePassword is the password of route ports that derives from the token.
 	routePassword string
 	protocol      int
+	records       int // see recordsVersion
 	// pointEvery replaces the constant if it is not 0.
 	pointEvery uint64
 	// trimming is called before each step of trimming a log.
@@ -223,6 +224,7 @@ func (o *Options) fill() {
 	set(&o.ElectionTimeout, 500*time.Millisecond)
 	set(&o.CatchUpRate, 16<<20)
 	set(&o.protocol, protocolVersion)
+	set(&o.records, recordsVersion)
 	if o.freeSpace == nil {
 		o.freeSpace = wal.FreeSpace
 	}

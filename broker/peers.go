@@ -179,6 +179,19 @@ func (p *peers) get(name string) (peer, bool) {
 	return q, ok
 }
 
+// notReading returns a node that was heard and does not read records of a
+// version, "" for none.
+func (p *peers) notReading(version int) (name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, q := range p.heard {
+		if q.Records < version && (name == "" || q.Name < name) {
+			name = q.Name
+		}
+	}
+	return name
+}
+
 // setFull records that a node is full, until its next announcement.
 func (p *peers) setFull(name string) {
 	p.mu.Lock()

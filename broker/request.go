@@ -18,7 +18,8 @@ import (
 type request struct {
 	reply string // the reply subject, "" for none
 	batch *batchMessage
-	index int // in batch
+	index int        // in batch
+	items []*request // of the head of an atomic batch, its transactions
 
 	message *natslink.Message // that it was received in, nil in tests
 	finding *logFinding       // what was found in the log for it, nil if that was not searched
@@ -156,6 +157,9 @@ func (r *request) field(key, value []byte) error {
 	if err := checkHeader(r.rows, key); err != nil {
 		return err
 	}
+	if r.batch != nil && r.batch.atomic && isWhole(text(key)) {
+		return subjects.Errorf(subjects.BadRequest, "header %q is given for the whole batch: put it on the message", key)
+	}
 	switch string(key) {
 	case subjects.HeaderWriteLock:
 		return r.locks(subjects.HeaderWriteLock, wal.WriteLock, value)
@@ -292,6 +296,7 @@ func clip(b []byte) string {
 // are answered together.
 type batchMessage struct {
 	reply    string
+	atomic   bool
 	left     int // outcomes still missing; owned by the responder
 	outcomes []outcome
 }
@@ -304,42 +309,18 @@ type outcome struct {
 	err       *subjects.Error
 }
 
-// onlyOwnHeaders returns a function that refuses, on a batch message, headers
-// of a transaction, which belong in the message's items.
-func onlyOwnHeaders() func(key, value []byte) error {
-	n := 0
-	return func(key, _ []byte) error {
-		n++
-		if err := checkHeader(n, key); err != nil {
-			return err
-		}
-		return checkBatchHeader(key)
-	}
-}
-
-func checkBatchHeader(key []byte) error {
-	if subjects.IsRequestHeader(text(key)) {
-		return subjects.Errorf(subjects.BadRequest, "header %q is on the batch message: put it into each transaction's header block", key)
-	}
-	_, err := subjects.CheckOtherHeader(text(key))
-	return err
-}
-
 // batchItems iterates over the transactions of a batch message.
 type batchItems struct {
 	count int
 	rest  []byte // the next one and those after it
 }
 
-// parseBatch checks a batch message, whose payload holds for each transaction
-// the lengths of its header block and its payload (4 bytes each, big-endian),
-// then both. It may hold at most most transactions. An error concerns the
-// message as a whole: none of its transactions is appended.
-func parseBatch(m *natslink.Message, most int) (batchItems, *subjects.Error) {
-	if err := subjects.ScanBlock(m.Header, onlyOwnHeaders()); err != nil {
-		return batchItems{}, wireError(err)
-	}
-	b := m.Payload
+// parseBatch checks the payload of a batch message, which holds for each
+// transaction the lengths of its header block and its payload (4 bytes each,
+// big-endian), then both. It may hold at most most transactions. An error
+// concerns the message as a whole: none of its transactions is appended.
+func parseBatch(payload []byte, most int) (batchItems, *subjects.Error) {
+	b := payload
 	bad := func(n int, what string) (batchItems, *subjects.Error) {
 		return batchItems{}, subjects.Errorf(subjects.BadRequest, "batch frame, transaction %d: %s", n+1, what)
 	}
@@ -361,7 +342,7 @@ func parseBatch(m *natslink.Message, most int) (batchItems, *subjects.Error) {
 		}
 		b = b[header+payload:]
 	}
-	return batchItems{count: n, rest: m.Payload}, nil
+	return batchItems{count: n, rest: payload}, nil
 }
 
 // itemLengths is the size of the two lengths.

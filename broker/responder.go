@@ -244,19 +244,30 @@ func (p *responder) verify(b *batch, mark uint64) {
 	}
 }
 
+// noteTrace notes the outcome of a request that is traced.
+func (r *request) noteTrace(o outcome) {
+	if a := r.traced; a != nil {
+		a.Txid, a.Duplicate, a.Err = o.txid, o.duplicate, o.err
+	}
+}
+
 // appendOutcome appends the reply to one request, or keeps the outcome until
 // the other transactions of its batch message have theirs.
 func (p *responder) appendOutcome(out []byte, r *request, o outcome, mark uint64) []byte {
 	endpoint, room := "append", p.limits.MaxPayload()
-	if c := r.batch; c != nil {
+	if r.batch != nil || r.items != nil {
 		endpoint = "batch"
+	}
+	if c := r.batch; c != nil {
 		c.outcomes[r.index] = o
-		if c.left--; c.left == 0 && c.reply != "" {
+		c.left--
+		if c.left == 0 && c.reply != "" {
 			out = appendBatchReply(out, c, p.partition, mark, room)
 		}
 	}
-	if a := r.traced; a != nil {
-		a.Txid, a.Duplicate, a.Err = o.txid, o.duplicate, o.err
+	r.noteTrace(o)
+	for _, t := range r.items {
+		t.noteTrace(o)
 	}
 	if o.err != nil {
 		p.metrics.refused(endpoint, o.err.Reason)
@@ -268,6 +279,9 @@ func (p *responder) appendOutcome(out []byte, r *request, o outcome, mark uint64
 		return append(out, p.adviseRefused(endpoint, r.tx.MsgID, o.err)...)
 	case r.reply == "" || r.batch != nil:
 		return out
+	case r.items != nil && o.err == nil: // it was committed before
+		r.items[0].batch.outcomes[0] = o
+		return appendBatchReply(out, r.items[0].batch, p.partition, mark, room)
 	}
 	return appendReply(out, r.reply, p.partition, o, mark, room)
 }

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -40,6 +41,7 @@ type sequencer struct {
 	certified     chan<- *batch
 	slots         chan struct{}           // of the partition's batches in flight
 	checkLog      func(*natslink.Message) // has the log searched for a message, which is put in the queue again then
+	refusesAtomic func() *subjects.Error  // why no atomic batch is stored now, nil if it is
 	replyRejected func(*batch)            // replies to a batch that was rejected
 	answerLate    func(*batch)            // replies to a batch that has no outcome yet
 	late          *atomic.Int64           // batches in flight that were replied to
@@ -226,13 +228,32 @@ func (s *sequencer) decode(b *batch, rs []*request, m *natslink.Message) []*requ
 		return append(rs, r)
 	}
 	b.batches++
-	items, err := parseBatch(m, maxBatch(s.limits.MaxPayload()))
-	if err != nil {
-		b.decide(b.requests.add(m.Reply), outcome{err: err}, 0)
+	return s.decodeBatch(b, rs, m, limit)
+}
+
+// decodeBatch is decode for a batch message.
+func (s *sequencer) decodeBatch(b *batch, rs []*request, m *natslink.Message, limit int) []*request {
+	head := b.requests.add(m.Reply)
+	note, _ := m.Note.(*logNote)
+	head.message, head.finding = m, note.of(0)
+	h, err := decodeBatchHeader(m, head)
+	items, bad := parseBatch(m.Payload, maxBatch(s.limits.MaxPayload()))
+	if err = cmp.Or(err, bad); err == nil && h.atomic {
+		if err = s.refusesAtomic(); err == nil {
+			err = head.decodeAtomic(items, limit, func() *request { return b.requests.add(m.Reply) })
+		}
+		for _, r := range head.items {
+			s.trace(b, r, m.Received)
+		}
+	}
+	switch {
+	case err != nil:
+		b.decide(head, outcome{err: err}, 0)
 		return rs
+	case h.atomic:
+		return append(rs, head)
 	}
 	rs = slices.Grow(rs, items.count)
-	note, _ := m.Note.(*logNote)
 	call := &batchMessage{reply: m.Reply, left: items.count, outcomes: make([]outcome, items.count)}
 	for i := range items.count {
 		r := b.requests.add(m.Reply)

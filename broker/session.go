@@ -80,6 +80,8 @@ type sessionConfig struct {
 	checkLog func(*natslink.Message)
 	// rejected returns why no transaction can be stored now, nil if it can.
 	rejected func() error
+	// refusesAtomic returns why no atomic batch can be stored now, nil if it can.
+	refusesAtomic func() *subjects.Error
 	// countRefused is told how many transactions were rejected with an error.
 	countRefused func(e *subjects.Error, n int)
 	// mark returns the high-water mark.
@@ -112,7 +114,7 @@ func newSession(c sessionConfig) *session {
 		sequencer: sequencer{
 			id: c.id, partition: c.partition, partitions: c.partitions, names: c.names, term: c.term,
 			direct: c.names.Append(c.partition), batchSubject: c.names.Batch(c.partition),
-			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, checkLog: c.checkLog, rejected: c.rejected, countRefused: c.countRefused,
+			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, checkLog: c.checkLog, rejected: c.rejected, refusesAtomic: c.refusesAtomic, countRefused: c.countRefused,
 			limits: c.nats, certified: certified, slots: make(chan struct{}, maxInflight), tracer: c.tracer,
 		},
 		publisher: publisher{

@@ -23,6 +23,7 @@ type Manager struct {
 
 	inflight inflight
 	found    []uint32  // index of each lock being certified, 0 if it is not known
+	entered  int       // how many of them have entered
 	use      *idRecord // the newest of the message id being certified, nil if it is not known
 	rebuild  *rebuild  // nil except between Reset and Rebuilt
 }
@@ -73,6 +74,10 @@ func (m *Manager) Check(tx *Transaction, now int64) Verdict {
 // Enter adds a transaction to those in flight and returns its txid. It must be
 // the one that Check has just passed, with the same time: nothing may have been
 // called in between but methods that only read.
+//
+// What Check has passed may also enter as several transactions, one after the
+// other, which commit together: then Locks of each are the next ones of those
+// that were checked, and the times may rise.
 func (m *Manager) Enter(tx *Transaction, now int64) uint64 {
 	txid := m.Last() + 1
 	fl := inflightTx{time: now, again: m.use != nil}
@@ -81,7 +86,7 @@ func (m *Manager) Enter(tx *Transaction, now int64) uint64 {
 		if !l.Mode.recorded() {
 			continue
 		}
-		at := m.found[i]
+		at := m.found[m.entered+i]
 		if at == 0 {
 			at = m.locks.index(l.Name)
 		}
@@ -100,6 +105,7 @@ func (m *Manager) Enter(tx *Transaction, now int64) uint64 {
 	if tx.ID != (ID{}) {
 		fl.id = m.ids.add(idRecord{id: tx.ID, txid: txid, time: now, fingerprint: tx.Fingerprint})
 	}
+	m.entered += len(tx.Locks)
 	m.inflight.add(fl)
 	return txid
 }
@@ -153,7 +159,7 @@ func (m *Manager) checkLocks(tx *Transaction) Verdict {
 	if tx.HasHighWaterMark {
 		mark = tx.HighWaterMark
 	}
-	m.found = m.found[:0]
+	m.found, m.entered = m.found[:0], 0
 	var v Verdict
 	for i := range tx.Locks {
 		l := &tx.Locks[i]

@@ -31,6 +31,11 @@ const (
 	// high-water mark.
 	HeaderExpectedLast = "Nats-Expected-Last-Sequence"
 
+	// HeaderAtomic makes the transactions of a batch message commit together or
+	// not at all; its value is "true". On the feed and in reads it is the first
+	// and the last txid of the batch that a transaction is part of, as 813-815.
+	HeaderAtomic = "Cantus-Atomic"
+
 	// HeaderTxid is a transaction's id, on the feed and in reads.
 	HeaderTxid = "Cantus-Txid"
 	// HeaderPartition is a transaction's partition, on the feed and in reads.
@@ -167,6 +172,8 @@ func CheckOtherHeader(key string) (Treatment, error) {
 		}
 	}
 	switch {
+	case strings.EqualFold(key, HeaderAtomic):
+		return 0, badf("header %q belongs on a batch message, as %s: true", clip(key), HeaderAtomic)
 	case hasPrefixFold(key, "Cantus-"):
 		return 0, badf("header %q is not known: an append may carry %s", clip(key), strings.Join(requestHeaders, ", "))
 	case hasPrefixFold(key, "Nats-Expected-"):

@@ -221,10 +221,12 @@ func (b *Batch) Last() uint64 {
 
 // BatchReader reads a batch's records in order.
 type BatchReader struct {
-	batch Batch
-	rest  []byte
-	n     int
-	err   error
+	batch  Batch
+	rest   []byte
+	n      int
+	atomic Atomic // of the record that was decoded last
+	read   int    // its number, from 1
+	err    error
 }
 
 // Read returns a reader of the batch's records.
@@ -242,7 +244,31 @@ func (r *BatchReader) Next(t *Transaction) bool {
 	}
 	t.Txid = r.batch.First + uint64(r.n-1)
 	t.Time = r.batch.Time + int64(r.n-1)
+	if !r.follows(t.Atomic) {
+		r.err = fmt.Errorf("%w: record %d of %d is out of place in its atomic batch", ErrBatch, r.n, r.batch.Count)
+		return false
+	}
 	return true
+}
+
+// follows reports whether the record that was read last can be at a place in an
+// atomic batch: all of it is in this batch, and the record before it, if that
+// was read, is the one before it there.
+func (r *BatchReader) follows(a Atomic) bool {
+	before, read := r.atomic, r.read == r.n-1
+	r.atomic, r.read = a, r.n
+	inside := before.Size > 0 && before.Index+1 < before.Size
+	switch {
+	case a.Size == 0:
+		return !read || !inside
+	case int(a.Index) >= r.n || int(a.Size-a.Index) > r.batch.Count-r.n+1:
+		return false
+	case !read:
+		return true
+	case inside:
+		return a.Index == before.Index+1 && a.Size == before.Size
+	}
+	return a.Index == 0
 }
 
 // Skip skips n transactions without decoding them.

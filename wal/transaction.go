@@ -3,6 +3,7 @@ package wal
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 )
 
 // LockMode says whether a lock is checked, recorded, or both.
@@ -32,18 +33,47 @@ type Transaction struct {
 	Kind             []byte
 	HighWaterMark    uint64
 	HasHighWaterMark bool
-	// MsgID is the writer's idempotency key; nil for none.
-	MsgID []byte
-	Locks []Lock
+	// MsgID is the writer's idempotency key; nil for none. That of an atomic
+	// batch is in its first transaction.
+	MsgID  []byte
+	Atomic Atomic
+	Locks  []Lock
 	// Header is the application's own header lines, each with its CR LF.
 	Header  []byte
 	Payload []byte
 }
 
+// Atomic is the place of a transaction in its atomic batch, the zero value if
+// it is in none. The transactions of an atomic batch follow one another in one
+// [Batch].
+type Atomic struct {
+	Index uint32 // from 0
+	Size  uint32 // 2 at least
+	// Fingerprint stands for the payloads of all of them. Only the first
+	// transaction of an atomic batch with a message id has it.
+	Fingerprint uint64
+}
+
+// First returns the txid of the first transaction of t's atomic batch, and t's
+// own if it is in none.
+func (t *Transaction) First() uint64 { return t.Txid - uint64(t.Atomic.Index) }
+
+// Last returns the txid of the last transaction of t's atomic batch, and t's
+// own if it is in none.
+func (t *Transaction) Last() uint64 {
+	return t.First() + uint64(max(t.Atomic.Size, 1)) - 1
+}
+
 const (
-	flagMark  = 1
-	flagMsgID = 2
+	flagMark   = 1
+	flagMsgID  = 2
+	flagAtomic = 4
 )
+
+// isFingerprinted reports whether t's record has a fingerprint.
+func (t *Transaction) isFingerprinted() bool {
+	return t.Atomic.Size > 0 && t.Atomic.Index == 0 && len(t.MsgID) > 0
+}
 
 // recordSize returns the length of t's record without its length prefix.
 func (t *Transaction) recordSize() int {
@@ -54,6 +84,12 @@ func (t *Transaction) recordSize() int {
 	}
 	if len(t.MsgID) > 0 {
 		n += uvLen(uint64(len(t.MsgID))) + len(t.MsgID)
+	}
+	if t.Atomic.Size > 0 {
+		n += uvLen(uint64(t.Atomic.Index)) + uvLen(uint64(t.Atomic.Size))
+	}
+	if t.isFingerprinted() {
+		n += 8
 	}
 	for _, l := range t.Locks {
 		n += 1 + uvLen(uint64(len(l.Name))) + len(l.Name)
@@ -71,6 +107,9 @@ func (t *Transaction) appendRecord(dst []byte) []byte {
 	if len(t.MsgID) > 0 {
 		flags |= flagMsgID
 	}
+	if t.Atomic.Size > 0 {
+		flags |= flagAtomic
+	}
 	dst = append(dst, flags)
 	if t.HasHighWaterMark {
 		dst = binary.AppendUvarint(dst, t.HighWaterMark)
@@ -78,6 +117,13 @@ func (t *Transaction) appendRecord(dst []byte) []byte {
 	dst = appendBytes(dst, t.Kind)
 	if len(t.MsgID) > 0 {
 		dst = appendBytes(dst, t.MsgID)
+	}
+	if t.Atomic.Size > 0 {
+		dst = binary.AppendUvarint(dst, uint64(t.Atomic.Index))
+		dst = binary.AppendUvarint(dst, uint64(t.Atomic.Size))
+	}
+	if t.isFingerprinted() {
+		dst = binary.LittleEndian.AppendUint64(dst, t.Atomic.Fingerprint)
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(t.Locks)))
 	for _, l := range t.Locks {
@@ -92,7 +138,7 @@ func (t *Transaction) appendRecord(dst []byte) []byte {
 func (t *Transaction) decode(record []byte) error {
 	r := reader{b: record}
 	flags := r.byte()
-	if flags&^(flagMark|flagMsgID) != 0 {
+	if flags&^(flagMark|flagMsgID|flagAtomic) != 0 {
 		return fmt.Errorf("%w: record has unknown flags %#x", ErrBatch, flags)
 	}
 	t.HasHighWaterMark, t.HighWaterMark, t.MsgID = flags&flagMark != 0, 0, nil
@@ -102,6 +148,12 @@ func (t *Transaction) decode(record []byte) error {
 	t.Kind = r.bytes()
 	if flags&flagMsgID != 0 {
 		t.MsgID = r.bytes()
+	}
+	t.Atomic = Atomic{}
+	if flags&flagAtomic != 0 {
+		if err := t.decodeAtomic(&r); err != nil {
+			return err
+		}
 	}
 	n := r.uvarint()
 	if n > uint64(len(r.b)/2) { // a lock has at least two bytes
@@ -122,6 +174,18 @@ func (t *Transaction) decode(record []byte) error {
 	t.Payload = r.b
 	if r.short {
 		return fmt.Errorf("%w: record ends early", ErrBatch)
+	}
+	return nil
+}
+
+func (t *Transaction) decodeAtomic(r *reader) error {
+	index, size := r.uvarint(), r.uvarint()
+	if size < 2 || size > math.MaxUint32 || index >= size {
+		return fmt.Errorf("%w: record %d of an atomic batch of %d", ErrBatch, index, size)
+	}
+	t.Atomic.Index, t.Atomic.Size = uint32(index), uint32(size)
+	if t.isFingerprinted() {
+		t.Atomic.Fingerprint = r.uint64()
 	}
 	return nil
 }

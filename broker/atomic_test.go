@@ -1,0 +1,206 @@
+package broker_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// atomicBatch sends an atomic batch with headers for the whole, and returns the
+// answer.
+func atomicBatch(t *testing.T, nc *nats.Conn, items [][]byte, headers ...string) subjects.BatchReply {
+	t.Helper()
+	headers = append([]string{"Cantus-Atomic", "true"}, headers...)
+	m := ask(t, nc, "cantus.batch.0", string(slices.Concat(items...)), headers...)
+	var r subjects.BatchReply
+	if err := json.Unmarshal(m.Data, &r); err != nil {
+		t.Fatalf("%v: %s", err, m.Data)
+	}
+	if (r.Error != nil) != (m.Header.Get(subjects.HeaderErrorCode) != "") || (r.Error != nil) == (r.Results != nil) {
+		t.Errorf("answer %s with header %v", m.Data, m.Header)
+	}
+	return r
+}
+
+// wantCommitted checks that an atomic batch has been committed.
+func wantCommitted(t *testing.T, r subjects.BatchReply, first uint64, count int, duplicate bool) {
+	t.Helper()
+	if r.Error != nil {
+		t.Errorf("refused: %s", r.Error.Message)
+	} else if got := r.Results; len(got) != 1 || got[0].Txid != first || got[0].Count != count || got[0].Index != 0 || got[0].Duplicate != duplicate || got[0].Time.IsZero() {
+		t.Errorf("results %+v, want txid %d, %d of them, duplicate %t", got, first, count, duplicate)
+	}
+}
+
+func wantAtomicRefusal(t *testing.T, r subjects.BatchReply, reason subjects.Reason, text string) {
+	t.Helper()
+	if r.Error == nil || r.Error.Reason != reason || !strings.Contains(r.Error.Message, text) {
+		t.Errorf("answer %+v, error %+v, want %s and %q", r, r.Error, reason, text)
+	}
+}
+
+func TestAtomicBatches(t *testing.T) {
+	dir, opts := t.TempDir(), broker.Options{Partitions: 1}
+	n, nc := openNode(t, dir, opts)
+	feed, err := nc.SubscribeSync("cantus.feed.0.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	appendOne(t, nc, "Cantus-Append-Lock", "a")
+
+	// The transactions of a batch don't conflict with each other.
+	booking := [][]byte{
+		item("one", "Cantus-Kind", "desk", "Cantus-Write-Lock", "desk.12"),
+		item("two", "Cantus-Kind", "desk", "Cantus-Write-Lock", "desk.13, desk.12"),
+		item("three", "X-App", "own"),
+	}
+	r := atomicBatch(t, nc, booking, "Cantus-High-Water-Mark", "1", "Nats-Msg-Id", "booking-1", "Cantus-Unless", `{"locks":["desk.>"]}`)
+	wantCommitted(t, r, 2, 3, false)
+	if *r.HighWaterMark < 4 {
+		t.Errorf("high-water mark %d", *r.HighWaterMark)
+	}
+	all := readAll(t, nc, 0, 1)
+	for i, want := range []nats.Header{
+		{"Cantus-Txid": {"1"}},
+		{"Cantus-Txid": {"2"}, "Cantus-Atomic": {"2-4"}, "Cantus-Msg-Id": {"booking-1"}, "Cantus-High-Water-Mark": {"1"}, "Cantus-Write-Lock": {"desk.12"}, "Cantus-Kind": {"desk"}},
+		{"Cantus-Txid": {"3"}, "Cantus-Atomic": {"2-4"}, "Cantus-High-Water-Mark": {"1"}, "Cantus-Write-Lock": {"desk.13,desk.12"}},
+		{"Cantus-Txid": {"4"}, "Cantus-Atomic": {"2-4"}, "X-App": {"own"}, "Cantus-Kind": {"tx"}},
+	} {
+		m, err := feed.NextMsg(patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, got := range []*nats.Msg{all[i], m} {
+			for _, key := range []string{"Cantus-Atomic", "Cantus-Msg-Id", "Cantus-Write-Lock"} {
+				if got.Header.Get(key) != want.Get(key) {
+					t.Errorf("txid %d: %s is %q, want %q", i+1, key, got.Header.Get(key), want.Get(key))
+				}
+			}
+			for key, value := range want {
+				if !slices.Equal(got.Header[key], value) {
+					t.Errorf("txid %d: %s is %q, want %q", i+1, key, got.Header[key], value)
+				}
+			}
+		}
+	}
+
+	refusals := func() {
+		t.Helper()
+		wantCommitted(t, atomicBatch(t, nc, booking, "Cantus-High-Water-Mark", "0", "Nats-Msg-Id", "booking-1"), 2, 3, true)
+		other := slices.Clone(booking)
+		other[2] = item("another three")
+		wantAtomicRefusal(t, atomicBatch(t, nc, other, "Cantus-High-Water-Mark", "1", "Nats-Msg-Id", "booking-1"), subjects.IDReused, "txid 2")
+		wantAtomicRefusal(t, atomicBatch(t, nc, booking[:2], "Cantus-High-Water-Mark", "1", "Nats-Msg-Id", "booking-1"), subjects.IDReused, "txid 2")
+		// Its last transaction alone conflicts.
+		late := [][]byte{item("x", "Cantus-Write-Lock", "desk.1"), item("y"), item("z", "Cantus-Write-Lock", "desk.13")}
+		r := atomicBatch(t, nc, late, "Cantus-High-Water-Mark", "2")
+		wantAtomicRefusal(t, r, subjects.Conflict, `write lock "desk.13" was recorded by txid 3`)
+		if e := r.Error; len(e.Conflicts) != 1 || e.Lock != "desk.13" || e.Txid != 3 {
+			t.Errorf("conflict %+v", e)
+		}
+		r = atomicBatch(t, nc, [][]byte{item("x"), item("y")}, "Cantus-High-Water-Mark", "1", "Cantus-Unless", `{"kinds":["desk"],"locks":["desk.13"]}`)
+		wantAtomicRefusal(t, r, subjects.Conflict, "item 0 of Cantus-Unless (kind desk, lock desk.13) matches txid 3")
+		wantAtomicRefusal(t, atomicBatch(t, nc, [][]byte{item("x"), item("y")}, "Cantus-High-Water-Mark", "999"), subjects.Ahead, "999")
+		wantAtomicRefusal(t, atomicBatch(t, nc, [][]byte{item("x"), item("y")}, "Nats-Expected-Last-Sequence", "2"), subjects.WrongLast, "2")
+		if mark := info(t, nc, 0).HighWaterMark; mark != 4 {
+			t.Errorf("a refused batch was appended: high-water mark %d", mark)
+		}
+	}
+	refusals()
+	n, nc = reopen(t, n, dir, opts)
+	refusals()
+
+	// One transaction is an append.
+	wantCommitted(t, atomicBatch(t, nc, [][]byte{item("one")}, "Nats-Msg-Id", "alone"), 5, 1, false)
+	if r := appendOne(t, nc, "Nats-Msg-Id", "alone"); r.Error == nil || r.Error.Reason != subjects.IDReused {
+		t.Errorf("the id was used: %+v", r)
+	}
+	if m := ask(t, nc, "cantus.append.0", "one", "Nats-Msg-Id", "alone"); !strings.Contains(string(m.Data), `"txid":5`) || !strings.Contains(string(m.Data), `"duplicate":true`) {
+		t.Errorf("a repeat: %s", m.Data)
+	}
+	if got := readAll(t, nc, 0, 5)[0].Header.Get("Cantus-Atomic"); got != "" {
+		t.Errorf("one transaction is an atomic batch: %q", got)
+	}
+	wantCommitted(t, atomicBatch(t, nc, [][]byte{item("x"), item("y")}, "Nats-Expected-Last-Sequence", "5"), 6, 2, false)
+	_ = n
+}
+
+func TestMalformedAtomicBatches(t *testing.T) {
+	_, nc := one(t, broker.Options{})
+	two := [][]byte{item("a"), item("b")}
+	for _, c := range []struct {
+		items   [][]byte
+		headers []string
+		text    string
+	}{
+		{two, []string{"Cantus-Atomic", "true"}, `Cantus-Atomic "true": give "true" once`},
+		{two, []string{"Cantus-Kind", "a"}, `header "Cantus-Kind" is on the batch message: put it into each transaction's header block`},
+		{two, []string{"Cantus-Write-Lock", "a"}, `header "Cantus-Write-Lock" is on the batch message`},
+		{two, []string{"Cantus-High-Water-Mark", "1", "Cantus-High-Water-Mark", "1"}, "Cantus-High-Water-Mark is given twice"},
+		{two, []string{"Cantus-Unless", `{"kinds":["a"]}`}, "Cantus-High-Water-Mark is missing"},
+		{two, []string{"Nats-Msg-Id", strings.Repeat("x", subjects.MaxMsgID+1)}, "Nats-Msg-Id has 129 bytes"},
+		{[][]byte{item("a"), item("b", "Cantus-Write-Lock", "b")}, nil, `transaction 2 of the atomic batch: Cantus-High-Water-Mark is missing: lock "b"`},
+		{[][]byte{item("a"), item("b", "Nats-Msg-Id", "b")}, nil, `transaction 2 of the atomic batch: header "Nats-Msg-Id" is given for the whole batch: put it on the message`},
+		{[][]byte{item("a"), item("b", "Cantus-High-Water-Mark", "0")}, nil, `header "Cantus-High-Water-Mark" is given for the whole batch`},
+		{[][]byte{item("a", "Cantus-Unless", `{"kinds":["a"]}`), item("b")}, nil, `transaction 1 of the atomic batch: header "Cantus-Unless" is given for the whole batch`},
+		{[][]byte{item("a", "Nats-Expected-Last-Sequence", "0"), item("b")}, nil, `header "Nats-Expected-Last-Sequence" is given for the whole batch`},
+		{[][]byte{item("a", "Cantus-Atomic", "true"), item("b")}, nil, `header "Cantus-Atomic" belongs on a batch message`},
+		{[][]byte{item("a"), {0, 0}}, nil, "batch frame, transaction 2"},
+		{nil, nil, "batch frame is empty"},
+	} {
+		r := atomicBatch(t, nc, c.items, c.headers...)
+		wantAtomicRefusal(t, r, subjects.BadRequest, c.text)
+	}
+	for _, value := range []string{"", "false", "1", "TRUE"} {
+		if m := ask(t, nc, "cantus.batch.0", string(item("a")), "Cantus-Atomic", value); !strings.Contains(string(m.Data), `give \"true\" once, or leave it out`) {
+			t.Errorf("Cantus-Atomic %q: %s", value, m.Data)
+		}
+	}
+	for header, text := range map[string]string{"Cantus-Atomic": "belongs on a batch message", "cantus-atomic": "belongs on a batch message"} {
+		if m := ask(t, nc, "cantus.append.0", "x", header, "true"); !strings.Contains(string(m.Data), text) {
+			t.Errorf("an append with %s: %s", header, m.Data)
+		}
+	}
+	if m := ask(t, nc, "cantus.batch.0", string(item("a")), "Nats-Msg-Id", "1"); !strings.Contains(string(m.Data), "or add Cantus-Atomic: true") {
+		t.Errorf("a batch that is not atomic: %s", m.Data)
+	}
+	if mark := info(t, nc, 0).HighWaterMark; mark != 0 {
+		t.Errorf("high-water mark %d", mark)
+	}
+}
+
+// A node that would not understand an atomic batch must not get one.
+func TestNoAtomicBatchBeforeAnUpgrade(t *testing.T) {
+	c := newNodes(t, 3, broker.Options{Partitions: 1})
+	old := map[string]bool{"n3": true}
+	c.change = func(name string, o *broker.Options) {
+		if old[name] {
+			broker.OldRecords(o)
+		}
+	}
+	c.start(c.names...)
+	c.awaitPlaced("n1")
+	nc := c.conn("n1")
+	two := [][]byte{item("a"), item("b")}
+	eventually(t, "it is refused", func() bool {
+		r := atomicBatch(t, nc, two)
+		return r.Error != nil && r.Error.Reason == subjects.Unavailable && strings.Contains(r.Error.Message, "node n3 runs a version without atomic batches")
+	})
+	keep(t, nc, 0, "x", "k")
+	c.stop("n3")
+	delete(old, "n3")
+	c.start("n3")
+	eventually(t, "it is accepted", func() bool { return atomicBatch(t, nc, two).Error == nil })
+	first := info(t, nc, 0).HighWaterMark - 1
+	c.checkSame(0, c.names...)
+	if got := readAll(t, nc, 0, first)[0].Header.Get("Cantus-Atomic"); got != fmt.Sprintf("%d-%d", first, first+1) {
+		t.Errorf("Cantus-Atomic %q", got)
+	}
+}
