@@ -2,11 +2,14 @@ package broker
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
@@ -93,29 +96,72 @@ func (h *certifierHistory) step() {
 	}
 }
 
-// request makes a request as a client sends it.
+// request makes a request as a client sends it, or the head of an atomic batch.
 func (h *certifierHistory) request() *request {
-	block := subjects.AppendBlockStart(nil)
-	names := []string{"a", "b", "a.a", "a.b", "a.>", ">"}
-	for _, header := range []string{subjects.HeaderWriteLock, subjects.HeaderReadLock, subjects.HeaderAppendLock} {
-		if h.rand.IntN(2) == 0 {
-			block = subjects.AppendField(block, header, names[h.rand.IntN(len(names))])
-		}
-	}
+	whole := subjects.AppendBlockStart(nil)
 	last := uint64(len(h.log))
 	for _, b := range h.inFlight {
 		last += uint64(len(b.passed))
 	}
 	mark := last - min(last, uint64(h.rand.IntN(3)))
-	block = subjects.AppendField(block, subjects.HeaderHighWaterMark, fmt.Sprint(mark))
+	whole = subjects.AppendField(whole, subjects.HeaderHighWaterMark, fmt.Sprint(mark))
 	if h.rand.IntN(3) == 0 {
-		block = subjects.AppendField(block, subjects.HeaderMsgID, fmt.Sprint("id", h.rand.IntN(5)))
+		whole = subjects.AppendField(whole, subjects.HeaderMsgID, fmt.Sprint("id", h.rand.IntN(5)))
 	}
+	return h.decode(whole, func(block []byte) ([]byte, []byte) {
+		names := []string{"a", "b", "a.a", "a.b", "a.>", ">"}
+		for _, header := range []string{subjects.HeaderWriteLock, subjects.HeaderReadLock, subjects.HeaderAppendLock} {
+			if h.rand.IntN(2) == 0 {
+				block = subjects.AppendField(block, header, names[h.rand.IntN(len(names))])
+			}
+		}
+		return block, []byte{byte(h.rand.IntN(2))}
+	})
+}
+
+// decode decodes a request, or an atomic batch, whose header as a whole is
+// given. fields adds to a header block those of one transaction, and returns
+// its payload.
+func (h *certifierHistory) decode(whole []byte, fields func(block []byte) (header, payload []byte)) *request {
 	r := &request{}
-	if err := r.decode(subjects.AppendBlockEnd(block), []byte{byte(h.rand.IntN(2))}, 1000); err != nil {
+	if h.rand.IntN(3) > 0 {
+		block, payload := fields(whole)
+		if err := r.decode(subjects.AppendBlockEnd(block), payload, 10_000); err != nil {
+			h.fatalf("%v", err)
+		}
+		return r
+	}
+	var frame []byte
+	for range 1 + h.rand.IntN(3) {
+		block, payload := fields(subjects.AppendBlockStart(nil))
+		frame = appendItem(frame, subjects.AppendBlockEnd(block), payload)
+	}
+	whole = subjects.AppendField(whole, subjects.HeaderAtomic, "true")
+	if _, err := decodeBatchHeader(&natslink.Message{Header: subjects.AppendBlockEnd(whole)}, r); err != nil {
+		h.fatalf("%v", err)
+	}
+	items, err := parseBatch(frame, 10)
+	if err == nil {
+		err = r.decodeAtomic(items, 10_000, func() *request { return new(request) })
+	}
+	if err != nil {
 		h.fatalf("%v", err)
 	}
 	return r
+}
+
+func appendItem(frame, header, payload []byte) []byte {
+	frame = binary.BigEndian.AppendUint32(frame, uint32(len(header)))
+	frame = binary.BigEndian.AppendUint32(frame, uint32(len(payload)))
+	return append(append(frame, header...), payload...)
+}
+
+// stored returns the requests of what is stored if r passes.
+func (r *request) stored() []*request {
+	if r.items == nil {
+		return []*request{r}
+	}
+	return r.items
 }
 
 func (h *certifierHistory) certify() {
@@ -125,7 +171,14 @@ func (h *certifierHistory) certify() {
 	}
 	c := h.c.certify(h.term, rs)
 	h.tally["certify"]++
-	if len(c.passed)+len(c.notPassed) != len(rs) {
+	var asked []*request
+	for _, r := range rs {
+		if !slices.ContainsFunc(c.notPassed, func(j judged) bool { return j.r == r }) {
+			asked = append(asked, r.stored()...)
+			h.tally[fmt.Sprint("atomic batch of ", len(r.items))]++
+		}
+	}
+	if !slices.Equal(c.passed, asked) {
 		h.fatalf("%d passed and %d were refused of %d", len(c.passed), len(c.notPassed), len(rs))
 	}
 	for _, f := range c.notPassed {
@@ -170,7 +223,9 @@ func (h *certifierHistory) foreign() []byte {
 	at := h.c.table.Time() + 1 + h.rand.Int64N(5)
 	w.BeginIn(h.term+1, uint64(len(h.log))+1, at, 0)
 	for range 1 + h.rand.IntN(3) {
-		w.Add(&h.request().tx)
+		for _, r := range h.request().stored() {
+			w.Add(&r.tx)
+		}
 	}
 	return w.Finish()
 }

@@ -101,12 +101,7 @@ func pick[T any](r *rand.Rand, from []T, most int) (some []T) {
 
 // request makes a request as a client sends it.
 func (h *conditionHistory) request(last uint64) *request {
-	block := subjects.AppendBlockStart(nil)
-	for _, header := range []string{subjects.HeaderWriteLock, subjects.HeaderReadLock, subjects.HeaderAppendLock} {
-		if h.rand.IntN(3) == 0 {
-			block = subjects.AppendField(block, header, h.locks[h.rand.IntN(len(h.locks))])
-		}
-	}
+	whole := subjects.AppendBlockStart(nil)
 	for range h.rand.IntN(3) {
 		item := subjects.QueryItem{Kinds: pick(h.rand, h.kinds, 2), Locks: pick(h.rand, h.locks, 3)}
 		if len(item.Kinds)+len(item.Locks) == 0 {
@@ -119,19 +114,21 @@ func (h *conditionHistory) request(last uint64) *request {
 		if len(item.Locks) > 0 {
 			value += fmt.Sprintf(`"locks":["%s"],`, strings.Join(item.Locks, `","`))
 		}
-		block = subjects.AppendField(block, subjects.HeaderUnless, strings.TrimSuffix(value, ",")+"}")
+		whole = subjects.AppendField(whole, subjects.HeaderUnless, strings.TrimSuffix(value, ",")+"}")
 	}
 	mark := last - min(last, uint64(h.rand.ExpFloat64()*6))
 	if h.rand.IntN(8) == 0 {
 		mark = h.rand.Uint64N(last + 2)
 	}
-	block = subjects.AppendField(block, subjects.HeaderHighWaterMark, fmt.Sprint(mark))
-	block = subjects.AppendField(block, subjects.HeaderKind, h.kinds[h.rand.IntN(len(h.kinds))])
-	r := &request{}
-	if err := r.decode(subjects.AppendBlockEnd(block), nil, 10_000); err != nil {
-		h.fatalf("%v", err)
-	}
-	return r
+	whole = subjects.AppendField(whole, subjects.HeaderHighWaterMark, fmt.Sprint(mark))
+	return h.decode(whole, func(block []byte) ([]byte, []byte) {
+		for _, header := range []string{subjects.HeaderWriteLock, subjects.HeaderReadLock, subjects.HeaderAppendLock} {
+			if h.rand.IntN(3) == 0 {
+				block = subjects.AppendField(block, header, h.locks[h.rand.IntN(len(h.locks))])
+			}
+		}
+		return subjects.AppendField(block, subjects.HeaderKind, h.kinds[h.rand.IntN(len(h.kinds))]), nil
+	})
 }
 
 // all returns all transactions that were certified.
@@ -161,7 +158,13 @@ func (h *conditionHistory) certify() {
 		for range 1 + h.rand.IntN(3)/2*h.rand.IntN(4) {
 			r := h.request(uint64(len(all)))
 			r.message = m
-			rs = append(rs, r)
+			for _, t := range r.items {
+				t.message = m
+			}
+			if rs = append(rs, r); r.items != nil {
+				h.tally["atomic batch"]++
+				m = &natslink.Message{} // it is a message of its own
+			}
 		}
 	}
 	before := len(all)
@@ -172,10 +175,14 @@ func (h *conditionHistory) certify() {
 			continue
 		}
 		switch {
-		case len(passed) > 0 && passed[0] == r:
+		case len(passed) > 0 && passed[0] == r.stored()[0]:
 			h.checkPassed(r, all)
-			all = append(all, &r.tx)
-			passed = passed[1:]
+			for i, t := range r.stored() {
+				if len(passed) == 0 || passed[0] != t {
+					h.fatalf("transaction %d of an atomic batch of %d has not passed with the others", i, len(r.items))
+				}
+				all, passed = append(all, &t.tx), passed[1:]
+			}
 		case len(notPassed) > 0 && notPassed[0].r == r:
 			h.checkRefused(notPassed[0], all, before)
 			notPassed = notPassed[1:]
