@@ -212,6 +212,7 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 			nats: fakeNATS{}, appends: replies, reads: replies, feeds: replies, outbox: dataOutbox{replies}, readOutbox: dataOutbox{replies},
 			feedKey: make([]byte, 64), encodeAdvisory: func(subjects.Names, string, map[string]any) []byte { return nil },
 		},
+		clusterView:  clusterView{peers: newPeers("", nil)},
 		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight), scans: semaphore.NewWeighted(1)},
 		services:     services{advise: func(string, map[string]any) {}},
 	}
@@ -411,6 +412,7 @@ type dataRequest struct {
 	locks   []dataLock
 	kind    string
 	unless  []queryItem
+	parts   []dataPart      // of an atomic batch, with the locks
 	reply   *subjects.Reply // the last one that is final; nil if the client gave up
 	found   uint64          // the transaction
 }
@@ -473,6 +475,9 @@ func (c *dataClient) request() *dataRequest {
 	if c.s.conditional() {
 		c.addCondition(r)
 	}
+	if c.s.atomic() && c.rng.IntN(2) == 0 {
+		c.split(r)
+	}
 	return r
 }
 
@@ -506,11 +511,10 @@ func (r *dataRequest) header() []byte {
 	if r.first {
 		block = subjects.AppendField(block, subjects.HeaderExpectedLast, "0")
 	}
-	for _, l := range r.locks {
-		block = subjects.AppendField(block, dataLockHeaders[l.mode], l.name)
-	}
-	if r.kind != "" {
-		block = subjects.AppendField(block, subjects.HeaderKind, r.kind)
+	if r.parts == nil {
+		block = r.appendPart(block, r.locks)
+	} else {
+		block = subjects.AppendField(block, subjects.HeaderAtomic, "true")
 	}
 	for _, i := range r.unless {
 		item, err := json.Marshal(subjects.QueryItem{Kinds: i.kinds, Locks: i.locks})
@@ -580,15 +584,15 @@ func (c *dataClient) send(r *dataRequest) (*subjects.Reply, bool) {
 		c.s.mu.Unlock()
 	}()
 	time.Sleep(time.Duration(c.rng.Int64N(int64(2 * time.Millisecond))))
-	n.p.onAppend(&natslink.Message{Subject: "cantus.append.0", Reply: subject, Header: r.header(), Payload: []byte(r.payload), Received: time.Now()})
+	n.p.onAppend(&natslink.Message{Subject: r.subject(), Reply: subject, Header: r.header(), Payload: r.body(), Received: time.Now()})
 	select {
 	case b := <-arrived:
-		var reply subjects.Reply
-		if err := json.Unmarshal(b, &reply); err != nil {
+		reply, err := r.decodeReply(b)
+		if err != nil {
 			c.s.cluster.Fail("reply %s: %v", b, err)
 			return nil, false
 		}
-		return &reply, true
+		return reply, true
 	case <-time.After(time.Duration(100+c.rng.IntN(900)) * time.Millisecond):
 		return nil, false
 	}
@@ -615,6 +619,7 @@ type dataCommitted struct {
 	mark  uint64
 	kind  string
 	locks []dataLock
+	place wal.Atomic
 	text  string // all of it, to compare
 }
 
@@ -690,11 +695,11 @@ func (j *dataJudge) applied(node string, index uint64, b wal.Batch) {
 	defer j.mu.Unlock()
 	records := b.Read()
 	for t := (wal.Transaction{}); records.Next(&t); {
-		got := dataCommitted{index: index, time: t.Time, id: string(t.MsgID), mark: t.HighWaterMark, kind: string(t.Kind)}
+		got := dataCommitted{index: index, time: t.Time, id: string(t.MsgID), mark: t.HighWaterMark, kind: string(t.Kind), place: t.Atomic}
 		for _, l := range t.Locks {
 			got.locks = append(got.locks, dataLock{l.Mode, string(l.Name)})
 		}
-		got.text = fmt.Sprint(t.Txid, got.index, got.time, got.id, got.mark, got.kind, got.locks, string(t.Payload))
+		got.text = fmt.Sprint(t.Txid, got.index, got.time, got.id, got.mark, got.kind, got.locks, got.place, string(t.Payload))
 		switch last := uint64(len(j.log)); {
 		case t.Txid == last+1:
 			j.log = append(j.log, got)
@@ -729,9 +734,11 @@ func (j *dataJudge) verdict() {
 			j.cluster.Fail("transaction %d (%s) has the time %d, the one before has %d", txid, t.id, t.time, last)
 		}
 		last = t.time
-		for _, l := range t.locks {
-			if at := newest(l.name); l.mode != wal.AppendLock && at > t.mark {
-				j.cluster.Fail("transaction %d (%s) with mark %d is committed, %q was recorded by %d", txid, t.id, t.mark, l.name, at)
+		if t.place.Index == 0 {
+			for _, l := range j.locksFrom(i) {
+				if at := newest(l.name); l.mode != wal.AppendLock && at > t.mark {
+					j.cluster.Fail("transaction %d (%s) with mark %d is committed, %q was recorded by %d", txid, t.id, t.mark, l.name, at)
+				}
 			}
 		}
 		for _, l := range t.locks {
@@ -741,6 +748,7 @@ func (j *dataJudge) verdict() {
 		}
 		r := j.requests[t.id]
 		switch {
+		case t.place.Index > 0: // it came with the first of its atomic batch
 		case r == nil:
 			j.cluster.Fail("transaction %d has the message id %q, which nobody has sent", txid, t.id)
 		case r.found != 0:
@@ -748,6 +756,7 @@ func (j *dataJudge) verdict() {
 				t.id, r.found, time.Duration(t.time-j.log[r.found-1].time), txid)
 		default:
 			r.found = txid
+			j.judgeParts(r)
 			j.judgeCondition(r)
 		}
 	}

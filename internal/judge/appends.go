@@ -24,7 +24,7 @@ func (p *partition) checkAcknowledged() {
 		}
 		a := as[0]
 		stored := at(p.log, txid)
-		other := slices.IndexFunc(as, func(b *attempt) bool { return b != a && (b.tx.ID == "" || b.tx.ID != a.tx.ID) })
+		other := slices.IndexFunc(as, func(b *attempt) bool { return b != a && (b.key() == "" || b.key() != a.key()) })
 		switch {
 		case other >= 0 && (stored == nil || stored.ID == a.tx.ID && stored.ID == as[other].tx.ID):
 			p.find(AcknowledgedTwice, "txid %d was the answer to %v and to %v", txid, a, as[other])

@@ -105,6 +105,7 @@ func (p *partition) check() {
 	p.measure()
 	p.checkAcknowledged()
 	p.checkPresence()
+	p.checkAtomic()
 	p.checkOrder()
 	p.checkIDs()
 	p.checkLocks()
@@ -131,6 +132,10 @@ func (p *partition) collectAttempts() {
 	for _, o := range p.operations {
 		if o.Append != nil {
 			p.attempts = append(p.attempts, attempt{Operation: o, tx: o.Append, result: &o.Result})
+		}
+		if o.Atomic && o.Outcome == Refused && !o.open() {
+			p.attempts = append(p.attempts, attempt{Operation: o, tx: o.whole(), result: &o.Result})
+			continue
 		}
 		for i := range o.Batch {
 			a := attempt{Operation: o, tx: &o.Batch[i], result: &o.Result, index: i}
@@ -257,7 +262,7 @@ func (p *partition) spanOf(t *Stored) span {
 	senders := p.byText[t.Content]
 	if t.ID != "" {
 		senders = p.byID[t.ID]
-	} else if len(p.byTxid[t.Txid]) > 0 {
+	} else if len(p.byTxid[t.Txid]) > 0 && t.Atomic == nil {
 		return s // without an id it has one request
 	}
 	for _, a := range senders {

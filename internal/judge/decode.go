@@ -138,6 +138,9 @@ func (o *Operation) check() error {
 	if n != 1 {
 		return errors.New("an operation is not exactly one of append, batch, read, get, info, cursor and trim")
 	}
+	if o.Atomic && len(o.Batch) == 0 {
+		return errors.New("an atomic batch without transactions")
+	}
 	if o.End < o.Start {
 		return errors.New("an operation ends before it starts")
 	}

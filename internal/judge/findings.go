@@ -25,6 +25,8 @@ const (
 	Reordered          Class = "reordered"
 	BatchOrder         Class = "batch-order"
 	ExpectedLastMissed Class = "expected-last-missed"
+	AtomicTorn         Class = "atomic-torn"
+	AtomicSeen         Class = "atomic-seen"
 
 	DrainMissing   Class = "drain-missing"
 	ReplicaBehind  Class = "replica-behind"
@@ -92,6 +94,8 @@ var classes = []struct {
 	{Reordered, "a transaction was acknowledged before another was sent, and has the higher txid"},
 	{BatchOrder, "the transactions of a batch have txids in another order than in the message"},
 	{ExpectedLastMissed, "a transaction was appended behind another one than it expected"},
+	{AtomicTorn, "a part of an atomic batch is in the log, or it is not in one piece, or an answer says so"},
+	{AtomicSeen, "a high-water mark is within an atomic batch"},
 
 	{DrainMissing, "a partition has fewer or more drains than replicas"},
 	{ReplicaBehind, "a replica lacks transactions at the end that another one has, none of them acknowledged"},

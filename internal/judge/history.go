@@ -48,11 +48,14 @@ type Operation struct {
 
 	Append *Transaction  `json:"append,omitempty"`
 	Batch  []Transaction `json:"batch,omitempty"`
-	Read   *Read         `json:"read,omitempty"`
-	Get    *Get          `json:"get,omitempty"`
-	Info   *Info         `json:"info,omitempty"`
-	Cursor *Cursor       `json:"cursor,omitempty"`
-	Trim   *Trim         `json:"trim,omitempty"`
+	// Atomic says that Batch is an atomic batch. What is given for it as a
+	// whole is in its first transaction, and the high-water mark in each.
+	Atomic bool    `json:"atomic,omitempty"`
+	Read   *Read   `json:"read,omitempty"`
+	Get    *Get    `json:"get,omitempty"`
+	Info   *Info   `json:"info,omitempty"`
+	Cursor *Cursor `json:"cursor,omitempty"`
+	Trim   *Trim   `json:"trim,omitempty"`
 
 	Result
 	// Results has the outcome of each transaction of a batch that was not
@@ -192,6 +195,8 @@ func (t *Transaction) difference(o *Transaction) string {
 type Stored struct {
 	Txid uint64 `json:"txid"`
 	Time int64  `json:"time"`
+	// Atomic is the transaction's atomic batch, nil if it is in none.
+	Atomic *Atomic `json:"atomic,omitempty"`
 	Transaction
 }
 
@@ -202,6 +207,9 @@ func (s *Stored) difference(o *Stored) string {
 	}
 	if s.Time != o.Time {
 		return "another time"
+	}
+	if s.atomic() != o.atomic() {
+		return "another atomic batch"
 	}
 	return s.Transaction.difference(&o.Transaction)
 }

@@ -61,13 +61,13 @@ func (l *lockTree) newest(name string) (txid uint64) {
 func (p *partition) checkLocks() {
 	conflicts := p.conflicts()
 	var tree lockTree
-	for _, t := range p.log {
-		if t.HighWaterMark != nil && t.mark() >= t.Txid {
+	for i, t := range p.log {
+		if t.HighWaterMark != nil && t.mark() >= t.atomic().First {
 			p.find(AheadMissed, "txid %d has the high-water mark %d", t.Txid, t.mark())
 		}
-		for mode, name := range t.checked {
-			if n := tree.newest(name); n > t.mark() {
-				p.find(ConflictMissed, "txid %d, %s lock %q: recorded by txid %d, after its high-water mark %d", t.Txid, mode, name, n, t.mark())
+		if t.Txid == t.atomic().First || i == 0 { // those of an atomic batch don't conflict with each other
+			for _, u := range p.rest(i) {
+				p.checkClean(u, &tree)
 			}
 		}
 		for name := range t.recorded {
@@ -82,6 +82,16 @@ func (p *partition) checkLocks() {
 		}
 	}
 	p.checkFloors()
+}
+
+// checkClean checks that no lock of a transaction was recorded after its mark,
+// by those in the tree.
+func (p *partition) checkClean(t *Stored, tree *lockTree) {
+	for mode, name := range t.checked {
+		if n := tree.newest(name); n > t.mark() {
+			p.find(ConflictMissed, "txid %d, %s lock %q: recorded by txid %d, after its high-water mark %d", t.Txid, mode, name, n, t.mark())
+		}
+	}
 }
 
 // conflicts returns the conflicts that are justified, in the order of the

@@ -19,12 +19,14 @@ const epoch = 1_700_000_000_000_000_000
 
 // model is a partition that does everything right, one operation at a time.
 type model struct {
-	number  int
-	log     []*judge.Stored
-	first   uint64
-	ids     map[string]*judge.Stored
-	cursors map[string]*position
-	term    uint64
+	number int
+	log    []*judge.Stored
+	first  uint64
+	ids    map[string]*judge.Stored
+	// contents has those of atomic batches with an id, by their first txids.
+	contents map[uint64]string
+	cursors  map[string]*position
+	term     uint64
 }
 
 type position struct {
@@ -33,7 +35,7 @@ type position struct {
 }
 
 func newModel(number int) *model {
-	return &model{number: number, first: 1, ids: map[string]*judge.Stored{}, cursors: map[string]*position{}, term: 1}
+	return &model{number: number, first: 1, ids: map[string]*judge.Stored{}, contents: map[uint64]string{}, cursors: map[string]*position{}, term: 1}
 }
 
 func (m *model) last() uint64 { return uint64(len(m.log)) }
@@ -56,9 +58,55 @@ func (m *model) append(tx *judge.Transaction, now int64) judge.Result {
 	return r
 }
 
+// decide decides on a transaction, and appends it if it passes.
 func (m *model) decide(tx *judge.Transaction, now int64) judge.Result {
+	if r := m.refusal(tx, now); r.Outcome != "" {
+		return r
+	}
+	return m.store(tx, now)
+}
+
+// atomic decides on an atomic batch, and appends it if it passes.
+func (m *model) atomic(o *judge.Operation, now int64) {
+	whole, content := o.Batch[0], ""
+	whole.Write, whole.Read = nil, nil
+	for _, t := range o.Batch {
+		whole.Write, whole.Read = append(whole.Write, t.Write...), append(whole.Read, t.Read...)
+		content += t.Content + " "
+	}
+	whole.Content = content
+	o.Result = m.refusal(&whole, now)
+	if o.HighWaterMark = new(m.last()); o.Outcome == judge.Refused {
+		return
+	}
+	first, count := m.last()+1, uint64(len(o.Batch))
+	duplicate := o.Outcome == judge.OK
+	if duplicate {
+		first = o.Txid
+	}
+	for i := range o.Batch {
+		r := judge.Result{Outcome: judge.OK, Txid: first + uint64(i), Duplicate: true}
+		if duplicate {
+			r.Time = m.at(r.Txid).Time
+		} else {
+			r = m.store(&o.Batch[i], now+int64(i))
+			if count > 1 {
+				m.at(r.Txid).Atomic = &judge.Atomic{First: first, Last: first + count - 1}
+			}
+		}
+		o.Results = append(o.Results, r)
+	}
+	if whole.ID != "" {
+		m.contents[first] = content
+	}
+	o.Result = judge.Result{Outcome: judge.OK, HighWaterMark: new(m.last())}
+}
+
+// refusal returns a refusal, or the answer to a repeat, and the zero value if
+// the transaction passes.
+func (m *model) refusal(tx *judge.Transaction, now int64) judge.Result {
 	if use := m.ids[tx.ID]; use != nil && epoch+now-use.Time <= window {
-		if use.Content != tx.Content {
+		if cmp.Or(m.contents[use.Txid], use.Content) != tx.Content {
 			r := refuse(subjects.IDReused)
 			r.Error.Txid = use.Txid
 			return r
@@ -81,6 +129,11 @@ func (m *model) decide(tx *judge.Transaction, now int64) judge.Result {
 		r.Error.Txid, r.Error.Unless = match.Txid, match
 		return r
 	}
+	return judge.Result{}
+}
+
+// store appends a transaction.
+func (m *model) store(tx *judge.Transaction, now int64) judge.Result {
 	stored := &judge.Stored{Txid: m.last() + 1, Time: epoch + now, Transaction: *tx}
 	stored.ExpectedLast, stored.Unless = nil, nil
 	m.log = append(m.log, stored)
@@ -144,13 +197,16 @@ func records(t *judge.Stored, name string) bool {
 	return slices.ContainsFunc(slices.Concat(t.Write, t.Transaction.Append), func(l string) bool { return subjects.Overlap(l, name) })
 }
 
-// trim removes what lies before a txid, but nothing whose message id counts.
+// trim removes what lies before a txid, but nothing whose message id counts,
+// and no part of an atomic batch.
 func (m *model) trim(before uint64, now int64) {
 	for _, t := range m.log[m.first-1:] {
 		if t.Txid >= before || t.ID != "" && epoch+now-t.Time <= window {
 			break
 		}
-		m.first = t.Txid + 1
+		if t.Atomic == nil || t.Txid == t.Atomic.Last && t.Txid < before {
+			m.first = t.Txid + 1
+		}
 	}
 }
 
@@ -189,6 +245,8 @@ type generator struct {
 	again  []*judge.Operation // appends that had no answer
 	now    int64
 	count  int
+	// atomics has it send atomic batches.
+	atomics bool
 }
 
 const replicas = 3
@@ -196,7 +254,13 @@ const replicas = 3
 // generate makes a correct history of a number of operations. Only partition 0
 // is trimmed.
 func generate(seed uint64, operations int) *judge.History {
+	return generateWith(seed, operations, true)
+}
+
+// generateWith generates a history with atomic batches, or without.
+func generateWith(seed uint64, operations int, atomic bool) *judge.History {
 	g := newGenerator(seed, 2)
+	g.atomics = atomic
 	for range operations {
 		g.step()
 	}
@@ -316,6 +380,10 @@ func (g *generator) batch(m *model) {
 	for range 1 + g.IntN(5) {
 		o.Batch = append(o.Batch, *g.transaction(m))
 	}
+	if g.atomics && g.IntN(3) == 0 {
+		g.atomic(m, o)
+		return
+	}
 	g.add(m, o, func(o *judge.Operation) {
 		o.Outcome = judge.OK
 		for i := range o.Batch {
@@ -327,6 +395,28 @@ func (g *generator) batch(m *model) {
 		o.End = max(o.End, g.now)
 		o.HighWaterMark = new(m.last())
 	})
+}
+
+// atomic sends a batch as an atomic one, some of them again.
+func (g *generator) atomic(m *model, o *judge.Operation) {
+	o.Atomic = true
+	for i := range o.Batch[1:] {
+		t := &o.Batch[i+1]
+		if t.ID, t.ExpectedLast, t.Unless, t.HighWaterMark = "", nil, nil, o.Batch[0].HighWaterMark; t.HighWaterMark == nil {
+			t.Write, t.Read = nil, nil
+		}
+	}
+	for range 1 + g.IntN(2) {
+		again := &judge.Operation{Batch: o.Batch, Atomic: true}
+		g.add(m, again, func(o *judge.Operation) {
+			m.atomic(o, g.now)
+			g.now += int64(len(o.Batch))
+			o.End = max(o.End, g.now)
+		})
+		if o.Batch[0].ID == "" {
+			return
+		}
+	}
 }
 
 var lockNames = []string{"a", "b", "a.x", "a.y", "a.x.1", "b.z", "a.>", "a.x.>", "b.>", "c", "d", "e.1", "e.2", "f.g.h"}

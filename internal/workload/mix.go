@@ -32,6 +32,8 @@ type MixOptions struct {
 	MaxPayload int
 	// Conditions has some transactions commit under a condition.
 	Conditions bool
+	// Atomic has some transactions sent as atomic batches.
+	Atomic bool
 	// Service says when appends without an outcome are sent again. nil is
 	// Backoff.
 	Service Service
@@ -171,6 +173,9 @@ func (w *mixed) write(ctx context.Context) {
 	switch n := w.IntN(10); {
 	case n == 0 && w.last != nil:
 		m = w.last // its answer is known
+	case n == 1 && w.opts.Atomic && w.IntN(2) == 0:
+		w.atomic(ctx)
+		return
 	case n == 1:
 		w.batch(ctx)
 		return
@@ -195,6 +200,28 @@ func (w *mixed) batch(ctx context.Context) {
 	}
 	if mark, err := w.client.Batch(ctx, w.partition, msgs); err == nil {
 		w.saw(w.partition, mark)
+	}
+}
+
+// atomic appends several transactions that commit together, and sends them
+// again if they had no answer.
+func (w *mixed) atomic(ctx context.Context) {
+	whole := w.request()
+	var msgs []*nats.Msg
+	for range 1 + w.IntN(6) {
+		msgs = append(msgs, w.request())
+	}
+	if whole.Header.Get("Nats-Msg-Id") == "" {
+		if r, err := w.client.Atomic(ctx, w.partition, whole, msgs); err == nil {
+			w.saw(w.partition, r.HighWaterMark)
+		}
+		return
+	}
+	r, _, err := Retry(ctx, w.opts.Service, w.client, func() (Reply, error) {
+		return w.client.Atomic(ctx, w.partition, whole, msgs)
+	})
+	if err == nil {
+		w.saw(w.partition, r.HighWaterMark)
 	}
 }
 

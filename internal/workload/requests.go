@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/nats-io/nats.go"
 
@@ -21,12 +22,53 @@ func (c *Client) Batch(ctx context.Context, partition int, msgs []*nats.Msg) (ma
 		m.Data = appendFrame(m.Data, tx)
 		o.Batch = append(o.Batch, *sentTransaction(tx))
 	}
+	r, err := c.sendBatch(ctx, partition, m, o)
+	return r.HighWaterMark, err
+}
+
+// wholeHeaders are the headers that are given for an atomic batch as a whole.
+var wholeHeaders = []string{"Cantus-High-Water-Mark", "Cantus-Unless", "Nats-Msg-Id", "Nats-Expected-Last-Sequence"}
+
+// Atomic appends transactions that commit together, with the headers of whole
+// that are given for all of them. A refusal is not an error.
+func (c *Client) Atomic(ctx context.Context, partition int, whole *nats.Msg, msgs []*nats.Msg) (Reply, error) {
+	m := nats.NewMsg(fmt.Sprintf("cantus.batch.%d", partition))
+	m.Header.Set("Cantus-Atomic", "true")
+	for _, key := range wholeHeaders {
+		if values := whole.Header[key]; values != nil {
+			m.Header[key] = values
+		}
+	}
+	o := &judge.Operation{Atomic: true}
+	for i, tx := range msgs {
+		t := nats.NewMsg("")
+		t.Header, t.Data = maps.Clone(tx.Header), tx.Data
+		for _, key := range wholeHeaders {
+			t.Header.Del(key)
+		}
+		if m.Header.Get("Cantus-High-Water-Mark") == "" { // what is checked needs one
+			t.Header.Del("Cantus-Write-Lock")
+			t.Header.Del("Cantus-Read-Lock")
+		}
+		m.Data = appendFrame(m.Data, t)
+		sent := sentTransaction(t)
+		if sent.HighWaterMark = number(m, "Cantus-High-Water-Mark"); i == 0 {
+			of := sentTransaction(m)
+			sent.ID, sent.ExpectedLast, sent.Unless = of.ID, of.ExpectedLast, of.Unless
+		}
+		o.Batch = append(o.Batch, *sent)
+	}
+	return c.sendBatch(ctx, partition, m, o)
+}
+
+// sendBatch sends a batch message, and records its answer.
+func (c *Client) sendBatch(ctx context.Context, partition int, m *nats.Msg, o *judge.Operation) (Reply, error) {
 	start := c.Recorder.Now()
 	answer, err := c.Request(ctx, m)
 	defer func() { c.Recorder.Add(c.Name, start, partition, o) }()
 	if err != nil {
 		o.Result = failed(err)
-		return 0, err
+		return Reply{}, err
 	}
 	var r struct {
 		Reply
@@ -36,11 +78,11 @@ func (c *Client) Batch(ctx context.Context, partition int, msgs []*nats.Msg) (ma
 		} `json:"results"`
 	}
 	if err := json.Unmarshal(answer.Data, &r); err != nil {
-		return 0, err
+		return Reply{}, err
 	}
 	if r.Error != nil {
 		o.Result = refusedBy(r.Error, &r.HighWaterMark)
-		return r.HighWaterMark, nil
+		return r.Reply, nil
 	}
 	o.Outcome, o.HighWaterMark = judge.OK, &r.HighWaterMark
 	for _, run := range r.Results {
@@ -52,7 +94,7 @@ func (c *Client) Batch(ctx context.Context, partition int, msgs []*nats.Msg) (ma
 			o.Results = append(o.Results, judge.Result{Outcome: judge.OK, Txid: run.Txid + uint64(i), Time: nanoseconds(run.Time) + int64(i), Duplicate: run.Duplicate})
 		}
 	}
-	return r.HighWaterMark, nil
+	return r.Reply, nil
 }
 
 // appendFrame appends a transaction to the body of a batch message: the lengths

@@ -57,6 +57,12 @@ func storedTransaction(m *nats.Msg) *judge.Stored {
 		HighWaterMark: number(m, "Cantus-High-Water-Mark"),
 	}}
 	setLocks(&s.Transaction, m)
+	if text := m.Header.Get("Cantus-Atomic"); text != "" {
+		s.Atomic = &judge.Atomic{}
+		if _, err := fmt.Sscanf(text, "%d-%d", &s.Atomic.First, &s.Atomic.Last); err != nil {
+			panic(fmt.Sprintf("Cantus-Atomic %q: %v", text, err))
+		}
+	}
 	return s
 }
 
