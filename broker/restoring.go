@@ -283,6 +283,9 @@ func checkStored(t *wal.Transaction) error {
 		if err := subjects.CheckMsgID(text(t.MsgID)); err != nil {
 			return err
 		}
+		if t.Atomic.Index > 0 {
+			return fmt.Errorf("message id %q is not on the first transaction of its atomic batch", clip(t.MsgID))
+		}
 	}
 	if len(t.Locks) > subjects.MaxLocks {
 		return fmt.Errorf("%d locks", len(t.Locks))

@@ -79,14 +79,25 @@ func (r *logRestore) plan(ctx context.Context, to uint64, at time.Time) error {
 }
 
 // planWithin sets the digest of an end within a segment, which begins at a
-// txid.
+// txid. An end within an atomic batch becomes the one before it.
 func (r *logRestore) planWithin(ctx context.Context, before backup.Point, first uint64) error {
 	digest, err := hex.DecodeString(before.Digest)
 	if err != nil {
 		return err
 	}
 	copy(r.digest[:], digest)
+	r.time = before.Time
 	err = r.repository.Batches(ctx, r.manifest, r.log.Partition, first, func(b wal.Batch) error {
+		switch a, err := atomicAt(b, r.end); {
+		case err != nil:
+			return err
+		case a != nil:
+			r.note("partition %d: txid %d is within the atomic batch %d-%d, which is restored as a whole or not at all: the end is txid %d", r.log.Partition, r.end, a.First(), a.Last(), a.First()-1)
+			r.end = a.First() - 1
+		}
+		if r.end < b.First {
+			return errRestoreEnd
+		}
 		data, err := firstTransactions(b, r.end)
 		if err != nil {
 			return err
@@ -374,6 +385,24 @@ func firstTransactions(b wal.Batch, last uint64) ([]byte, error) {
 		w.Add(&t)
 	}
 	return w.Finish(), records.Err()
+}
+
+// atomicAt returns the transaction with a txid if it is in an atomic batch that
+// goes on after it, and nil otherwise.
+func atomicAt(b wal.Batch, txid uint64) (*wal.Transaction, error) {
+	if txid < b.First || txid >= b.Last() {
+		return nil, nil //nolint:nilnil // there is none
+	}
+	var t wal.Transaction
+	records := b.Read()
+	records.Skip(int(txid - b.First))
+	if !records.Next(&t) {
+		return nil, records.Err()
+	}
+	if t.Last() == txid {
+		return nil, nil //nolint:nilnil // there is none
+	}
+	return &t, nil
 }
 
 // setCursors sets the cursors as they were, those past the end to the end.

@@ -24,12 +24,24 @@ type oldCluster map[int][]time.Time
 // batchSize is how many transactions each batch has.
 const batchSize = 3
 
+// atomicPartition has atomic batches: the second and third transaction of each
+// batch with an even number, and all of the others.
+const atomicPartition = 3
+
 func (o oldCluster) batches(partition int) (all []wal.Batch, end wal.Digest) {
 	for i, at := range o[partition] {
 		var w wal.BatchWriter
 		w.Begin(wal.Transactions, uint64(i*batchSize+1), at.UnixNano(), 100)
-		for range batchSize {
-			w.Add(&wal.Transaction{Payload: []byte("x")})
+		for k := range uint32(batchSize) {
+			t := wal.Transaction{Payload: []byte("x")}
+			switch {
+			case partition != atomicPartition:
+			case i%2 == 1:
+				t.Atomic = wal.Atomic{Index: k, Size: batchSize}
+			case k > 0:
+				t.Atomic = wal.Atomic{Index: k - 1, Size: batchSize - 1}
+			}
+			w.Add(&t)
 		}
 		b, err := wal.ParseBatch(bytes.Clone(w.Finish()))
 		if err != nil {
@@ -111,6 +123,36 @@ func TestWhereARestoreToATimeEnds(t *testing.T) {
 		for i, want := range c.ends {
 			if !strings.HasPrefix(lines[i], fmt.Sprintf("partition %d: %s digest ", i, want)) {
 				t.Errorf("%s: %s", c.to, lines[i])
+			}
+		}
+	}
+}
+
+// A restore never ends within an atomic batch.
+func TestARestoreKeepsAtomicBatchesWhole(t *testing.T) {
+	begin := time.Date(2026, 11, 29, 8, 0, 0, 0, time.UTC)
+	place := filepath.Join(t.TempDir(), "backup")
+	r, err := backup.Open(t.Context(), place, backup.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := oldCluster{0: nil, 1: nil, 2: nil, atomicPartition: {begin, begin.Add(time.Minute)}}
+	if _, err := r.Run(t.Context(), o, backup.RunOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for to, want := range map[int]int{1: 1, 2: 1, 3: 3, 4: 3, 5: 3, 6: 6} {
+		at := begin.Add(time.Duration(to - 1))
+		if to > batchSize {
+			at = begin.Add(time.Minute + time.Duration(to-batchSize-1))
+		}
+		for _, flag := range [][]string{{"--to-txid", fmt.Sprintf("%d=%d", atomicPartition, to)}, {"--to-time", at.Format(time.RFC3339Nano)}} {
+			var out, said bytes.Buffer
+			status := (&program{out: &out, errOut: &said}).run(t.Context(), append([]string{"restore", "--from", place, "--dry-run", "--partition", "3"}, flag...))
+			if status != 0 || !strings.Contains(out.String(), fmt.Sprintf("up to txid %d,", want)) {
+				t.Errorf("%v: status %d, %s %s", flag, status, out.String(), said.String())
+			}
+			if is := strings.Contains(said.String(), fmt.Sprintf("txid %d is within the atomic batch", to)); is != (to != want) {
+				t.Errorf("%v: %s", flag, said.String())
 			}
 		}
 	}
