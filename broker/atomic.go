@@ -64,7 +64,7 @@ func (h *batchHeader) field(key, value []byte) error {
 // for each of its transactions.
 func isWhole(key string) bool {
 	switch key {
-	case subjects.HeaderHighWaterMark, subjects.HeaderUnless, subjects.HeaderMsgID, subjects.HeaderExpectedLast:
+	case subjects.HeaderHighWaterMark, subjects.HeaderUnless, subjects.HeaderMsgID, subjects.HeaderExpectedLast, subjects.HeaderNotAfter:
 		return true
 	}
 	return false

@@ -176,6 +176,46 @@ func TestMalformedAtomicBatches(t *testing.T) {
 	}
 }
 
+func TestNotAfter(t *testing.T) {
+	_, nc := one(t, broker.Options{})
+	const past, future = "2020-01-01T00:00:00Z", "2100-01-01T00:00:00.5+02:00"
+	if r := appendOne(t, nc, "Cantus-Not-After", future, "Nats-Msg-Id", "a"); r.Txid != 1 {
+		t.Errorf("%+v", r.Error)
+	}
+	r := appendOne(t, nc, "Cantus-Not-After", past)
+	if r.Error == nil || r.Error.Reason != subjects.Expired || r.Error.Code != 408 || !strings.Contains(r.Error.Message, "by "+past+", which has passed") {
+		t.Errorf("%+v", r.Error)
+	}
+	// A repeat is a repeat, and what comes later is not looked at.
+	if r := appendOne(t, nc, "Cantus-Not-After", past, "Nats-Msg-Id", "a"); r.Txid != 1 || !r.Duplicate {
+		t.Errorf("%+v", r)
+	}
+	if r := appendOne(t, nc, "Cantus-Not-After", past, "Cantus-High-Water-Mark", "99"); r.Error == nil || r.Error.Reason != subjects.Expired {
+		t.Errorf("%+v", r)
+	}
+	two := [][]byte{item("a"), item("b")}
+	wantAtomicRefusal(t, atomicBatch(t, nc, two, "Cantus-Not-After", past), subjects.Expired, past)
+	wantCommitted(t, atomicBatch(t, nc, two, "Cantus-Not-After", future), 2, 2, false)
+	two[1] = item("b", "Cantus-Not-After", future)
+	wantAtomicRefusal(t, atomicBatch(t, nc, two), subjects.BadRequest, `header "Cantus-Not-After" is given for the whole batch`)
+	m := ask(t, nc, "cantus.batch.0", string(slices.Concat(two[0], item("x", "Cantus-Not-After", past), item("y"))))
+	var reply subjects.BatchReply
+	if err := json.Unmarshal(m.Data, &reply); err != nil || len(reply.Results) != 3 || reply.Results[1].Error == nil || reply.Results[1].Error.Reason != subjects.Expired {
+		t.Errorf("%s", m.Data)
+	}
+	for _, value := range []string{"", "tomorrow", "2026-11-01", "1600-01-01T00:00:00Z"} {
+		if r := appendOne(t, nc, "Cantus-Not-After", value); r.Error == nil || r.Error.Reason != subjects.BadRequest || !strings.Contains(r.Error.Message, "Cantus-Not-After: ") {
+			t.Errorf("%q: %+v", value, r.Error)
+		}
+	}
+	if r := appendOne(t, nc, "Cantus-Not-After", future, "Cantus-Not-After", future); r.Error == nil || !strings.Contains(r.Error.Message, "is given twice") {
+		t.Errorf("%+v", r.Error)
+	}
+	if got := readAll(t, nc, 0, 1)[0].Header.Get("Cantus-Not-After"); got != "" {
+		t.Errorf("it is stored: %q", got)
+	}
+}
+
 // A node that would not understand an atomic batch must not get one.
 func TestNoAtomicBatchBeforeAnUpgrade(t *testing.T) {
 	c := newNodes(t, 3, broker.Options{Partitions: 1})

@@ -85,6 +85,7 @@ const (
 	seenKind
 	seenMsgID
 	seenExpected
+	seenNotAfter
 )
 
 // decode reads the header block and the payload of an append into r. The error
@@ -178,6 +179,8 @@ func (r *request) field(key, value []byte) error {
 		n, err := r.number(seenExpected, subjects.HeaderExpectedLast, value)
 		r.cert.ExpectedLast, r.cert.HasExpectedLast = n, true
 		return err
+	case subjects.HeaderNotAfter:
+		return r.notAfter(value)
 	case subjects.HeaderKind:
 		r.tx.Kind = value
 		if err := r.once(seenKind, subjects.HeaderKind); err != nil {
@@ -260,6 +263,19 @@ func (r *request) once(which seenHeaders, name string) error {
 		return subjects.Errorf(subjects.BadRequest, "%s is given twice: it may stand once", name)
 	}
 	r.seen |= which
+	return nil
+}
+
+// notAfter reads the time by which the transaction has to commit.
+func (r *request) notAfter(value []byte) error {
+	if err := r.once(seenNotAfter, subjects.HeaderNotAfter); err != nil {
+		return err
+	}
+	at, err := subjects.ParseTime(string(value))
+	if err != nil {
+		return subjects.Errorf(subjects.BadRequest, "%s: %s", subjects.HeaderNotAfter, clip([]byte(err.Error())))
+	}
+	r.cert.NotAfter, r.cert.HasNotAfter = at.UnixNano(), true
 	return nil
 }
 

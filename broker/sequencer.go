@@ -311,6 +311,9 @@ func (s *sequencer) outcome(f judged) outcome {
 		return outcome{err: e}
 	case lockmgr.Ahead:
 		return outcome{err: aheadError("high-water mark", r.cert.HighWaterMark, s.partition, f.last)}
+	case lockmgr.Expired:
+		return outcome{err: subjects.Errorf(subjects.Expired, "it was to commit by %s, which has passed: nothing was done",
+			time.Unix(0, r.cert.NotAfter).UTC().Format(time.RFC3339Nano))}
 	case lockmgr.WrongLast:
 		return outcome{err: subjects.Errorf(subjects.WrongLast,
 			"expected last sequence %d is not the high-water mark", r.cert.ExpectedLast)}

@@ -60,6 +60,7 @@ var (
 	ErrAhead      = errors.New("client: ahead of the log")
 	ErrTooLarge   = errors.New("client: too large")
 	ErrIDReused   = errors.New("client: message id reused")
+	ErrExpired    = errors.New("client: expired")
 	ErrNotFound   = errors.New("client: not found")
 )
 
@@ -74,7 +75,7 @@ var (
 
 var byReason = map[subjects.Reason]error{
 	subjects.BadRequest: ErrBadRequest, subjects.Conflict: ErrConflict, subjects.WrongLast: ErrWrongLast,
-	subjects.Trimmed: ErrTrimmed, subjects.Ahead: ErrAhead, subjects.TooLarge: ErrTooLarge, subjects.IDReused: ErrIDReused,
+	subjects.Trimmed: ErrTrimmed, subjects.Ahead: ErrAhead, subjects.TooLarge: ErrTooLarge, subjects.IDReused: ErrIDReused, subjects.Expired: ErrExpired,
 	subjects.NotFound: ErrNotFound, subjects.Busy: ErrBusy, subjects.Unavailable: ErrUnavailable, subjects.Unknown: ErrUnknown,
 	subjects.StorageFull: ErrStorageFull, subjects.Internal: ErrInternal,
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -45,6 +46,10 @@ type Request struct {
 	// ExpectedLast makes the transaction commit only if the partition's
 	// high-water mark equals it.
 	ExpectedLast *uint64
+	// NotAfter, unless it is zero, is the last time with which the transaction
+	// may commit, by the leader's clock. After it the transaction is refused
+	// with [ErrExpired].
+	NotAfter time.Time
 
 	isSet bool
 }
@@ -116,6 +121,11 @@ func (req *Request) checkForm() error {
 	if req.Kind != "" {
 		if err := subjects.CheckKind(req.Kind); err != nil {
 			return err
+		}
+	}
+	if !req.NotAfter.IsZero() {
+		if _, err := subjects.ParseTime(req.NotAfter.UTC().Format(time.RFC3339Nano)); err != nil {
+			return subjects.Errorf(subjects.BadRequest, "NotAfter: %v", err)
 		}
 	}
 	if req.ID != "" {
@@ -200,6 +210,9 @@ func (req *Request) size() int {
 			n += len(subjects.HeaderAppendLock) + len(name) + fieldBytes
 		}
 	}
+	if !req.NotAfter.IsZero() {
+		n += len(subjects.HeaderNotAfter) + len(time.RFC3339Nano) + fieldBytes
+	}
 	for i := range req.Unless {
 		n += len(subjects.HeaderUnless) + fieldBytes + itemSize(&req.Unless[i])
 	}
@@ -223,6 +236,9 @@ func (req *Request) appendFrame(dst, id, more []byte) []byte {
 	}
 	if req.ExpectedLast != nil {
 		dst = appendNumber(dst, subjects.HeaderExpectedLast, *req.ExpectedLast)
+	}
+	if !req.NotAfter.IsZero() {
+		dst = subjects.AppendField(dst, subjects.HeaderNotAfter, req.NotAfter.UTC().Format(time.RFC3339Nano))
 	}
 	if req.Kind != "" {
 		dst = subjects.AppendField(dst, subjects.HeaderKind, req.Kind)

@@ -44,8 +44,8 @@ func New(opts Options) *Manager {
 // that it will be recorded with, in Unix nanoseconds; the caller ensures that
 // it never decreases.
 //
-// The message id is checked first, then the high-water mark, the expected
-// last txid, and the locks.
+// The message id is checked first, then the time, the high-water mark, the
+// expected last txid, and the locks.
 func (m *Manager) Certify(tx *Transaction, now int64) Verdict {
 	v := m.Check(tx, now)
 	if v.Outcome == Pass {
@@ -61,6 +61,9 @@ func (m *Manager) Check(tx *Transaction, now int64) Verdict {
 	m.use = m.newestUse(tx)
 	if v := m.checkID(tx, m.use, now); v.Outcome != Pass {
 		return v
+	}
+	if tx.HasNotAfter && now > tx.NotAfter {
+		return Verdict{Outcome: Expired}
 	}
 	if tx.HasHighWaterMark && tx.HighWaterMark > m.Last() {
 		return Verdict{Outcome: Ahead}

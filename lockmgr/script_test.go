@@ -18,7 +18,7 @@ import (
 // The directives:
 //
 //	new [locks=N] [ids=N] [window=D]        a new Manager, an empty log
-//	certify [hwm=N] [last=N] [read=NAME]… [write=NAME]… [append=NAME]… [id=ID] [payload=P] [now=D]
+//	certify [hwm=N] [last=N] [until=D] [read=NAME]… [write=NAME]… [append=NAME]… [id=ID] [payload=P] [now=D]
 //	record [n=N]                            commit the N oldest in flight (default 1)
 //	record [times=N] <as for certify>       commit what never was in flight; %d is its txid
 //	rollback from=N                         take back what is in flight
@@ -243,6 +243,12 @@ func (s *script) parse() logged {
 			tx.HighWaterMark, tx.HasHighWaterMark = s.number("hwm"), true
 		case "last":
 			tx.ExpectedLast, tx.HasExpectedLast = s.number("last"), true
+		case "until":
+			until, err := time.ParseDuration(value)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			tx.NotAfter, tx.HasNotAfter = int64(until), true
 		case "read":
 			tx.Locks = append(tx.Locks, lockmgr.Lock{Mode: lockmgr.Read, Name: value})
 		case "write":

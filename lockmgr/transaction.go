@@ -55,6 +55,11 @@ type Transaction struct {
 	ExpectedLast    uint64
 	HasExpectedLast bool
 
+	// NotAfter, if given, is the last time, in Unix nanoseconds, with which the
+	// transaction may commit.
+	NotAfter    int64
+	HasNotAfter bool
+
 	// ID and Fingerprint recognise a repeat: the same ID with the same
 	// Fingerprint is the same request.
 	ID          ID

@@ -90,6 +90,9 @@ func (w *twin) certify(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 	if v := w.duplicate(tx, now); v.Outcome != lockmgr.Pass {
 		return v
 	}
+	if tx.HasNotAfter && now > tx.NotAfter {
+		return lockmgr.Verdict{Outcome: lockmgr.Expired}
+	}
 	if tx.HasHighWaterMark && tx.HighWaterMark > w.last() {
 		return lockmgr.Verdict{Outcome: lockmgr.Ahead}
 	}

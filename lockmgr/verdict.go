@@ -12,12 +12,13 @@ const (
 	Ahead                     // its high-water mark is past the last txid
 	WrongLast                 // its expected last txid is not the last
 	Conflicted                // at least one of its locks is violated
+	Expired                   // it is too late for it
 )
 
-var outcomes = [...]string{"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict"}
+var outcomes = [...]string{"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict", "expired"}
 
-// String returns "pass", "duplicate", "id_reused", "ahead", "wrong_last" or
-// "conflict".
+// String returns "pass", "duplicate", "id_reused", "ahead", "wrong_last",
+// "conflict" or "expired".
 func (o Outcome) String() string {
 	if int(o) < len(outcomes) {
 		return outcomes[o]

@@ -16,6 +16,7 @@ const (
 	BadRequest Reason = "bad_request" // a header or body is malformed
 	TooLarge   Reason = "too_large"   // over a size limit
 	IDReused   Reason = "id_reused"   // the message id stands for another payload
+	Expired    Reason = "expired"     // it was to commit by a time that has passed
 
 	// Apply the missing transactions, compute again, send again.
 	Conflict  Reason = "conflict"   // a lock was recorded after the high-water mark
@@ -38,7 +39,7 @@ const (
 
 // codes is the table of reasons and codes; subjects.md has the same.
 var codes = map[Reason]int{
-	BadRequest: 400, NotFound: 404, Conflict: 409, WrongLast: 409, Trimmed: 410, Ahead: 412,
+	BadRequest: 400, NotFound: 404, Expired: 408, Conflict: 409, WrongLast: 409, Trimmed: 410, Ahead: 412,
 	TooLarge: 413, IDReused: 422, Busy: 429, Internal: 500, Unavailable: 503, Unknown: 504, StorageFull: 507,
 }
 

@@ -30,6 +30,9 @@ const (
 	// HeaderExpectedLast lets a transaction commit only at exactly this
 	// high-water mark.
 	HeaderExpectedLast = "Nats-Expected-Last-Sequence"
+	// HeaderNotAfter is the last time with which a transaction may commit; see
+	// [ParseTime] for its form.
+	HeaderNotAfter = "Cantus-Not-After"
 
 	// HeaderAtomic makes the transactions of a batch message commit together or
 	// not at all; its value is "true". On the feed and in reads it is the first
@@ -142,7 +145,7 @@ const (
 // requestHeaders are the headers with a meaning that an append may have.
 var requestHeaders = []string{
 	HeaderHighWaterMark, HeaderWriteLock, HeaderReadLock, HeaderAppendLock,
-	HeaderUnless, HeaderKind, HeaderMsgID, HeaderExpectedLast,
+	HeaderUnless, HeaderKind, HeaderMsgID, HeaderExpectedLast, HeaderNotAfter,
 }
 
 // IsRequestHeader reports whether key is one of the headers with a meaning that

@@ -29,6 +29,7 @@ type appendCmd struct {
 	Unless  []queryItem `sep:"none" placeholder:"JSON" help:"Condition: commit unless a transaction after --hwm is of one of some kinds and recorded a lock overlapping each of some locks, such as '{\"kinds\":[\"enrolled\"],\"locks\":[\"course.c1\"]}'; repeatable: one that matches is enough to refuse."`
 	HWM     *txid       `name:"hwm" placeholder:"TXID" help:"High-water mark: the txid up to which you had applied the partition when you computed this transaction. Needed with --write, --read and --unless."`
 	Last    *txid       `name:"expected-last" placeholder:"TXID" help:"Commit only if this is exactly the partition's last txid; 0 if it is empty."`
+	Until   *deadline   `name:"not-after" placeholder:"TIME" help:"Commit only up to this time, by the leader's clock: a time such as 2026-11-01T08:30 or 90s, which is in 90 seconds."`
 	Kind    token       `placeholder:"KIND" default:"tx" help:"Kind of transaction, one NATS token: the end of its feed subject, and a filter for reads."`
 	ID      string      `name:"id" placeholder:"ID" help:"Message id, at most 128 bytes: a repeat within two minutes returns the first one's txid and appends nothing. Generated if not set."`
 	Headers []string    `name:"header" sep:"none" placeholder:"'K: V'" help:"Header of your own to store with it; repeatable."`
@@ -208,6 +209,9 @@ func (c *appendCmd) message() (*nats.Msg, error) {
 	}
 	if c.Last != nil {
 		msg.Header.Set(subjects.HeaderExpectedLast, strconv.FormatUint(uint64(*c.Last), 10))
+	}
+	if c.Until != nil {
+		msg.Header.Set(subjects.HeaderNotAfter, time.Time(*c.Until).UTC().Format(time.RFC3339Nano))
 	}
 	return msg, nil
 }

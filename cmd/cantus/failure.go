@@ -61,6 +61,7 @@ var statuses = map[subjects.Reason]int{
 	subjects.BadRequest:  exitUsage,
 	subjects.TooLarge:    exitUsage,
 	subjects.IDReused:    exitUsage,
+	subjects.Expired:     exitConflict,
 	subjects.Conflict:    exitConflict,
 	subjects.WrongLast:   exitConflict,
 	subjects.Busy:        exitUnavailable,

@@ -45,6 +45,24 @@ const timeExamples = "a time such as 2026-11-01, 2026-11-01T08:30, 2026-11-01T08
 // momentForms are what a time may look like, apart from what ParseTime accepts.
 var momentForms = []string{"2006-01-02", "2006-01-02T15:04", "2006-01-02T15:04:05", "2006-01-02T15:04Z07:00"}
 
+// deadline is a moment that a duration says from now on, not back.
+type deadline time.Time
+
+const deadlineExamples = "a time such as 2026-11-01T08:30 or 90s, which is in 90 seconds"
+
+func (d *deadline) UnmarshalText(text []byte) error {
+	if in, err := subjects.ParseDuration(string(text)); err == nil {
+		*d = deadline(time.Now().Add(in))
+		return nil
+	}
+	var m moment
+	if m.UnmarshalText(text) != nil {
+		return fmt.Errorf("%q is not a time: write %s", text, deadlineExamples)
+	}
+	*d = deadline(m)
+	return nil
+}
+
 func (m *moment) UnmarshalText(text []byte) error {
 	s := strings.Replace(string(text), " ", "T", 1)
 	if d, err := subjects.ParseDuration(s); err == nil {

@@ -40,6 +40,9 @@ func (p *partition) checkTransaction(a *attempt, stored *Stored) {
 	if !a.result.Duplicate && a.tx.ExpectedLast != nil && *a.tx.ExpectedLast != a.result.Txid-1 {
 		p.find(ExpectedLastMissed, "%v expected to follow on txid %d, and became %d", a, *a.tx.ExpectedLast, a.result.Txid)
 	}
+	if !a.result.Duplicate && a.tx.NotAfter != 0 && a.result.Time > a.tx.NotAfter {
+		p.find(ExpiredMissed, "%v was to commit by %d, and has the time %d", a, a.tx.NotAfter, a.result.Time)
+	}
 	if stored == nil {
 		return // it is lost or trimmed
 	}
@@ -159,7 +162,7 @@ func (p *partition) checkIgnored(a *attempt, uses int) {
 		return
 	}
 	switch a.result.Error.Reason {
-	case subjects.Conflict, subjects.WrongLast, subjects.Ahead:
+	case subjects.Conflict, subjects.WrongLast, subjects.Ahead, subjects.Expired:
 	default:
 		return // it is checked before the id, or nothing was checked
 	}

@@ -25,6 +25,7 @@ const (
 	Reordered          Class = "reordered"
 	BatchOrder         Class = "batch-order"
 	ExpectedLastMissed Class = "expected-last-missed"
+	ExpiredMissed      Class = "expired-missed"
 	AtomicTorn         Class = "atomic-torn"
 	AtomicSeen         Class = "atomic-seen"
 
@@ -94,6 +95,7 @@ var classes = []struct {
 	{Reordered, "a transaction was acknowledged before another was sent, and has the higher txid"},
 	{BatchOrder, "the transactions of a batch have txids in another order than in the message"},
 	{ExpectedLastMissed, "a transaction was appended behind another one than it expected"},
+	{ExpiredMissed, "a transaction is committed after the time by which it was to commit"},
 	{AtomicTorn, "a part of an atomic batch is in the log, or it is not in one piece, or an answer says so"},
 	{AtomicSeen, "a high-water mark is within an atomic batch"},
 

@@ -107,6 +107,9 @@ type Transaction struct {
 	Write         []string `json:"write,omitempty"`
 	Read          []string `json:"read,omitempty"`
 	Append        []string `json:"append,omitempty"`
+	// NotAfter is the last time with which it may commit, 0 for none. It is not
+	// stored.
+	NotAfter int64 `json:"not_after,omitempty"`
 	// Unless is the condition, which is not stored.
 	Unless []Item `json:"unless,omitempty"`
 }

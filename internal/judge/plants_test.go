@@ -492,6 +492,11 @@ var appendPlants = []plant{
 			Result:  judge.Result{Outcome: judge.OK},
 			Results: []judge.Result{{Outcome: judge.OK, Txid: b.Txid}, {Outcome: judge.OK, Txid: a.Txid}}})
 	}},
+	{judge.ExpiredMissed, "a second late", func(p *planter) bool {
+		o := p.pick(p.fresh)
+		o.Append.NotAfter = o.Time - 1_000_000_000
+		return true
+	}},
 	{judge.AtomicTorn, "without its last", func(p *planter) bool {
 		o, _ := p.atomic(2)
 		o.Result, o.Results = judge.Result{Outcome: judge.Unknown}, nil

@@ -39,6 +39,7 @@ func (p *partition) checkRefusedAppend(a *attempt) {
 		if last := *tx.ExpectedLast; p.header.AllWriters && last+1 >= p.first && p.seen.before(a.Start) == last && p.begun.until(a.End) <= last {
 			p.find(WrongLastFalse, "%v expected the last sequence %d, and the log ended there", a, last)
 		}
+	case e.Reason == subjects.Expired && tx.NotAfter != 0: // by a clock that is not in the history
 	case e.Reason == subjects.IDReused && tx.ID != "":
 		p.checkReused(a)
 	case slices.Contains(anyRequest, e.Reason):

@@ -32,7 +32,8 @@ type MixOptions struct {
 	MaxPayload int
 	// Conditions has some transactions commit under a condition.
 	Conditions bool
-	// Atomic has some transactions sent as atomic batches.
+	// Atomic has some transactions sent as atomic batches, and some that have to
+	// commit by a time.
 	Atomic bool
 	// Service says when appends without an outcome are sent again. nil is
 	// Backoff.
@@ -149,6 +150,9 @@ func (w *mixed) request() *nats.Msg {
 		m.Header.Set("Cantus-High-Water-Mark", fmt.Sprint(mark-min(mark, w.Uint64N(200))))
 		m.Header.Del("Cantus-Read-Lock")
 		m.Header.Set("Cantus-Unless", fmt.Sprintf(`{"kinds":["pay"],"locks":[%q,%q]}`, w.lock(), w.lock()))
+	}
+	if w.opts.Atomic && w.IntN(20) == 0 {
+		m.Header.Set("Cantus-Not-After", time.Now().Add(time.Duration(w.IntN(30)-5)*time.Second).UTC().Format(time.RFC3339Nano))
 	}
 	if w.IntN(20) == 0 {
 		m.Header.Set("Nats-Expected-Last-Sequence", fmt.Sprint(w.Mark(w.partition)))

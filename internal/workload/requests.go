@@ -27,7 +27,7 @@ func (c *Client) Batch(ctx context.Context, partition int, msgs []*nats.Msg) (ma
 }
 
 // wholeHeaders are the headers that are given for an atomic batch as a whole.
-var wholeHeaders = []string{"Cantus-High-Water-Mark", "Cantus-Unless", "Nats-Msg-Id", "Nats-Expected-Last-Sequence"}
+var wholeHeaders = []string{"Cantus-High-Water-Mark", "Cantus-Unless", "Nats-Msg-Id", "Nats-Expected-Last-Sequence", "Cantus-Not-After"}
 
 // Atomic appends transactions that commit together, with the headers of whole
 // that are given for all of them. A refusal is not an error.
@@ -54,7 +54,7 @@ func (c *Client) Atomic(ctx context.Context, partition int, whole *nats.Msg, msg
 		sent := sentTransaction(t)
 		if sent.HighWaterMark = number(m, "Cantus-High-Water-Mark"); i == 0 {
 			of := sentTransaction(m)
-			sent.ID, sent.ExpectedLast, sent.Unless = of.ID, of.ExpectedLast, of.Unless
+			sent.ID, sent.ExpectedLast, sent.Unless, sent.NotAfter = of.ID, of.ExpectedLast, of.Unless, of.NotAfter
 		}
 		o.Batch = append(o.Batch, *sent)
 	}

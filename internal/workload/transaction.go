@@ -40,6 +40,9 @@ func sentTransaction(m *nats.Msg) *judge.Transaction {
 		ID: m.Header.Get("Nats-Msg-Id"), Content: contentHash(m), Headers: headersHash(m), Kind: m.Header.Get("Cantus-Kind"),
 		HighWaterMark: number(m, "Cantus-High-Water-Mark"), ExpectedLast: number(m, "Nats-Expected-Last-Sequence"),
 	}
+	if until := m.Header.Get("Cantus-Not-After"); until != "" {
+		t.NotAfter = nanoseconds(until)
+	}
 	setLocks(t, m)
 	for _, value := range m.Header["Cantus-Unless"] {
 		var item judge.Item
