@@ -130,6 +130,28 @@ func TestAtomicBatches(t *testing.T) {
 	}
 	wantCommitted(t, atomicBatch(t, nc, [][]byte{item("x"), item("y")}, "Nats-Expected-Last-Sequence", "5"), 6, 2, false)
 	_ = n
+
+	// The same bytes in other payloads are other payloads.
+	wantCommitted(t, atomicBatch(t, nc, [][]byte{item("ab"), item("c")}, "Nats-Msg-Id", "cut"), 8, 2, false)
+	wantAtomicRefusal(t, atomicBatch(t, nc, [][]byte{item("a"), item("bc")}, "Nats-Msg-Id", "cut"), subjects.IDReused, "txid 8")
+}
+
+// What the leader has forgotten of the names of an atomic batch is looked up.
+func TestAnAtomicBatchWithAnOldMark(t *testing.T) {
+	_, nc := one(t, broker.Options{MaxLocks: 5})
+	for i := range 50 {
+		appendOne(t, nc, "Cantus-Append-Lock", fmt.Sprint("name.", i))
+	}
+	fresh := [][]byte{item("x", "Cantus-Append-Lock", "other"), item("y", "Cantus-Write-Lock", "new.name"), item("z", "Cantus-Write-Lock", "name.3")}
+	wantCommitted(t, atomicBatch(t, nc, fresh, "Cantus-High-Water-Mark", "4"), 51, 3, false)
+	r := atomicBatch(t, nc, fresh[1:], "Cantus-High-Water-Mark", "3")
+	wantAtomicRefusal(t, r, subjects.Conflict, "recorded by txid 53")
+	old := [][]byte{item("x", "Cantus-Write-Lock", "name.10"), item("y", "Cantus-Write-Lock", "name.7")}
+	r = atomicBatch(t, nc, old, "Cantus-High-Water-Mark", "3")
+	wantAtomicRefusal(t, r, subjects.Conflict, `"name.10" was recorded by txid 11`)
+	if e := r.Error; e != nil && (len(e.Conflicts) != 2 || e.Conflicts[1].Txid != 8 || e.Conflicts[0].Forgotten) {
+		t.Errorf("conflicts %+v", e.Conflicts)
+	}
 }
 
 func TestMalformedAtomicBatches(t *testing.T) {
@@ -158,6 +180,9 @@ func TestMalformedAtomicBatches(t *testing.T) {
 		r := atomicBatch(t, nc, c.items, c.headers...)
 		wantAtomicRefusal(t, r, subjects.BadRequest, c.text)
 	}
+	// What is given for the whole is sent to readers with each transaction.
+	large := item(strings.Repeat("x", subjects.MaxTransaction-100))
+	wantAtomicRefusal(t, atomicBatch(t, nc, [][]byte{large, item("b")}, "Nats-Msg-Id", strings.Repeat("i", subjects.MaxMsgID)), subjects.TooLarge, "transaction 1 of the atomic batch")
 	for _, value := range []string{"", "false", "1", "TRUE"} {
 		if m := ask(t, nc, "cantus.batch.0", string(item("a")), "Cantus-Atomic", value); !strings.Contains(string(m.Data), `give \"true\" once, or leave it out`) {
 			t.Errorf("Cantus-Atomic %q: %s", value, m.Data)
