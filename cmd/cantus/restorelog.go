@@ -79,14 +79,21 @@ func (r *logRestore) plan(ctx context.Context, to uint64, at time.Time) error {
 }
 
 // planWithin sets the digest of an end within a segment, which begins at a
-// txid.
+// txid. An end at a time that is inside an atomic batch is moved before that.
 func (r *logRestore) planWithin(ctx context.Context, before backup.Point, first uint64) error {
 	digest, err := hex.DecodeString(before.Digest)
 	if err != nil {
 		return err
 	}
 	copy(r.digest[:], digest)
+	r.time = before.Time
 	err = r.repository.Batches(ctx, r.manifest, r.log.Partition, first, func(b wal.Batch) error {
+		if err := r.endOutside(b); err != nil {
+			return err
+		}
+		if b.First > r.end {
+			return errRestoreEnd
+		}
 		data, err := firstTransactions(b, r.end)
 		if err != nil {
 			return err
@@ -99,6 +106,29 @@ func (r *logRestore) planWithin(ctx context.Context, before backup.Point, first 
 		return nil
 	}
 	return err
+}
+
+// endOutside moves the end before an atomic batch that it is inside of, if the
+// batch b has that. An end that was given as a txid is refused then.
+func (r *logRestore) endOutside(b wal.Batch) error {
+	if r.end < b.First || r.end >= b.Last() {
+		return nil
+	}
+	var t wal.Transaction
+	records := b.Read()
+	records.Skip(int(r.end - b.First))
+	if !records.Next(&t) {
+		return records.Err()
+	}
+	switch {
+	case t.Last() == r.end:
+		return nil
+	case !r.byTime:
+		return usagef("--to-txid %d=%d is inside the atomic batch %d-%d, which is restored as a whole or not at all: give %d or %d",
+			r.log.Partition, r.end, t.First(), t.Last(), t.First()-1, t.Last())
+	}
+	r.end = t.First() - 1
+	return nil
 }
 
 // planEnd sets end.

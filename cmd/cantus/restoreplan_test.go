@@ -18,8 +18,11 @@ import (
 )
 
 // oldCluster is a cluster with the same transactions in each partition, one
-// batch a time in the map, which is that of its first transaction.
+// batch a time in the map, which is that of its first transaction. In
+// atomicPartition the last two of a batch are an atomic batch.
 type oldCluster map[int][]time.Time
+
+const atomicPartition = 3
 
 // batchSize is how many transactions each batch has.
 const batchSize = 3
@@ -28,8 +31,12 @@ func (o oldCluster) batches(partition int) (all []wal.Batch, end wal.Digest) {
 	for i, at := range o[partition] {
 		var w wal.BatchWriter
 		w.Begin(wal.Transactions, uint64(i*batchSize+1), at.UnixNano(), 100)
-		for range batchSize {
-			w.Add(&wal.Transaction{Payload: []byte("x")})
+		for i := range batchSize {
+			t := wal.Transaction{Payload: []byte("x")}
+			if partition == atomicPartition && i > 0 {
+				t.Atomic = wal.Atomic{Index: uint32(i - 1), Size: 2}
+			}
+			w.Add(&t)
 		}
 		b, err := wal.ParseBatch(bytes.Clone(w.Finish()))
 		if err != nil {
@@ -112,6 +119,35 @@ func TestWhereARestoreToATimeEnds(t *testing.T) {
 			if !strings.HasPrefix(lines[i], fmt.Sprintf("partition %d: %s digest ", i, want)) {
 				t.Errorf("%s: %s", c.to, lines[i])
 			}
+		}
+	}
+}
+
+// No restore ends inside an atomic batch: to a time, it ends before that; to a
+// txid there, it is refused.
+func TestARestoreDoesNotEndInsideAnAtomicBatch(t *testing.T) {
+	at := func(minute int) time.Time { return time.Date(2026, 11, 29, 8, minute, 0, 0, time.UTC) }
+	place := filepath.Join(t.TempDir(), "backup")
+	r, err := backup.Open(t.Context(), place, backup.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Run(t.Context(), oldCluster{0: nil, 1: nil, 2: nil, atomicPartition: {at(0), at(10)}}, backup.RunOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for to, want := range map[string]string{
+		"--to-time 2026-11-29T08:00:00.000000000Z": "up to txid 1, committed at 2026-11-29T08:00:00Z,",
+		"--to-time 2026-11-29T08:00:00.000000001Z": "up to txid 1, committed at 2026-11-29T08:00:00Z,",
+		"--to-time 2026-11-29T08:00:00.000000002Z": "up to txid 3, committed at 2026-11-29T08:00:00.000000002Z,",
+		"--to-time 2026-11-29T08:10:00.000000001Z": "up to txid 4, committed at 2026-11-29T08:10:00Z,",
+		"--to-txid 3=4": "up to txid 4, committed",
+		"--to-txid 3=5": "--to-txid 3=5 is inside the atomic batch 5-6, which is restored as a whole or not at all: give 4 or 6",
+		"--to-txid 3=6": "up to txid 6, committed",
+	} {
+		var out bytes.Buffer
+		status := (&program{out: &out, errOut: &out}).run(t.Context(), append([]string{"restore", "--from", place, "--dry-run", "--server", "nats://127.0.0.1:1"}, strings.Fields(to)...))
+		if refused := strings.Contains(want, "inside"); !strings.Contains(out.String(), want) || refused != (status == exitUsage) || !refused && status != 0 {
+			t.Errorf("%s: status %d: %s, want %q", to, status, out.String(), want)
 		}
 	}
 }
