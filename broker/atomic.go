@@ -1,8 +1,6 @@
 package broker
 
 import (
-	"crypto/sha256"
-	"encoding/binary"
 	"strconv"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
@@ -114,13 +112,13 @@ func payloadsHash(items []*request) uint64 {
 	if len(items) == 1 {
 		return lockmgr.Fingerprint(items[0].tx.Payload)
 	}
-	h := sha256.New()
-	var size [8]byte
-	for _, t := range items {
-		h.Write(binary.LittleEndian.AppendUint64(size[:0], uint64(len(t.tx.Payload))))
-		h.Write(t.tx.Payload)
-	}
-	return binary.LittleEndian.Uint64(h.Sum(nil))
+	return wal.PayloadsHash(func(yield func([]byte) bool) {
+		for _, t := range items {
+			if !yield(t.tx.Payload) {
+				return
+			}
+		}
+	})
 }
 
 // refusesAtomic returns an error if the log can take no atomic batch, because

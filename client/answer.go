@@ -23,7 +23,7 @@ func (s *sender) onAnswer(a *attempt, m *nats.Msg, runs []subjects.BatchRun) []s
 		return runs
 	}
 	r, err := decodeBatch(m.Data, runs[:0])
-	if err != nil || r.Error == nil && len(r.Results) == 0 {
+	if err != nil || r.Error == nil && (len(r.Results) == 0 || !a.batch.answers(r.Results)) {
 		s.onRefused(a, subjects.Errorf(subjects.Unknown, "malformed answer: %q", m.Data[:min(len(m.Data), 200)]), 0)
 		return runs
 	}
@@ -64,6 +64,12 @@ func (s *sender) completeCommitted(a *attempt, runs []subjects.BatchRun) {
 	if count > 0 {
 		s.c.limiter.release(count, bytes)
 	}
+}
+
+// answers reports whether the results of an answer have the form of one to b:
+// that to an atomic batch has one, about all of it.
+func (b *batch) answers(runs []subjects.BatchRun) bool {
+	return b.atomic == nil || len(runs) == 1 && runs[0].Index == 0 && runs[0].Count == b.items[0].future.count && runs[0].Txid > 0
 }
 
 // covered returns how many of n items run describes, 0 if it is malformed.
@@ -114,7 +120,7 @@ func (s *sender) onResults(a *attempt, runs []subjects.BatchRun, mark uint64) {
 		s.enqueue(rest)
 		return
 	}
-	if clean && a.batch.attempts == 0 {
+	if clean && a.batch.attempts == 0 && a.batch.atomic == nil {
 		a.batch.free()
 	}
 }
@@ -147,6 +153,11 @@ func (s *sender) onRefused(a *attempt, e *subjects.Error, mark uint64) {
 	switch dispositionOf(e) {
 	case final:
 		s.noteNotAppended(a.batch)
+		if a.batch.atomic != nil && isForgotten(e) && a.batch.items[0].future.uncertain > 0 {
+			f := a.batch.items[0].future
+			s.fail(f, &UnknownOutcomeError{Partition: s.partition, ID: f.ID(), Err: refusal(*e, s.partition, f.ID(), mark)})
+			return
+		}
 		s.split(a.batch, e, mark)
 		return
 	case retryable:
@@ -155,6 +166,11 @@ func (s *sender) onRefused(a *attempt, e *subjects.Error, mark uint64) {
 	err := refusal(*e, s.partition, "", mark)
 	if wait := e.RetryDelay(); wait > 0 {
 		s.retryWhenAllowed(a.batch, err, wait, time.Now())
+		return
+	}
+	if a.batch.atomic != nil { // the refusal may be about atomic batches only: others need not wait
+		a.batch.notBefore = time.Now().Add(s.c.backoff(a.batch.attempts + 1))
+		s.retry(a.batch, err)
 		return
 	}
 	s.retryAfterBackoff(a.batch, err, time.Now())

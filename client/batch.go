@@ -3,14 +3,17 @@ package client
 import (
 	"sync"
 	"time"
+
+	"github.com/nats-io/nats.go"
 )
 
 // batch is a message of several transactions, and their futures. Once it has
 // been sent it does not change: later attempts send the same bytes.
 type batch struct {
 	data      []byte
-	items     []item
-	seq       uint64 // number in the order of creation, within the sender
+	items     []item      // of an atomic batch one, for the whole
+	atomic    nats.Header // of an atomic batch, nil otherwise
+	seq       uint64      // number in the order of creation, within the sender
 	attempts  int
 	notBefore time.Time // earliest time to send it
 }

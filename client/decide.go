@@ -42,18 +42,49 @@ type DecideOptions struct {
 // returns a zero receipt and no error. In both cases nothing was appended.
 // Other errors are those of [Client.Query] and [Client.Append], what fold
 // returns, and [ErrAttempts].
-func Decide[S any](ctx context.Context, c *Client, items []subjects.QueryItem, fold func(state S, tx *Transaction) (S, error), decide func(state S, req *Request) error, opts DecideOptions) (Receipt, error) {
+func Decide[S any](ctx context.Context, c *Client, items []subjects.QueryItem, fold func(state S, tx *Transaction) (S, error), decide func(state S, req *Request) error, opts DecideOptions) (receipt Receipt, err error) {
+	err = decideWith(ctx, c, items, fold, func(ctx context.Context, state S, mark uint64) (tried bool, err error) {
+		req := &Request{Partition: opts.Partition, HighWaterMark: mark}
+		if err := decide(state, req); err != nil || !req.isSet && req.Payload == nil {
+			return false, err
+		}
+		req.HighWaterMark, req.Unless = min(req.HighWaterMark, mark), slices.Concat(items, req.Unless)
+		receipt, err = c.Append(ctx, req)
+		return true, err
+	}, opts)
+	return receipt, err
+}
+
+// DecideAtomic is [Decide] for a decision that makes several transactions,
+// which commit together or not at all. If decide adds none to the batch,
+// DecideAtomic returns a zero receipt and no error.
+func DecideAtomic[S any](ctx context.Context, c *Client, items []subjects.QueryItem, fold func(state S, tx *Transaction) (S, error), decide func(state S, b *AtomicBatch) error, opts DecideOptions) (receipt AtomicReceipt, err error) {
+	err = decideWith(ctx, c, items, fold, func(ctx context.Context, state S, mark uint64) (tried bool, err error) {
+		b := &AtomicBatch{Partition: opts.Partition, HighWaterMark: mark}
+		if err := decide(state, b); err != nil || len(b.Transactions) == 0 {
+			return false, err
+		}
+		b.HighWaterMark, b.Unless = min(b.HighWaterMark, mark), slices.Concat(items, b.Unless)
+		receipt, err = c.AppendAtomic(ctx, b)
+		return true, err
+	}, opts)
+	return receipt, err
+}
+
+// decideWith reads what is selected and calls attempt with the state and its
+// mark, again after each conflict that an append has met.
+func decideWith[S any](ctx context.Context, c *Client, items []subjects.QueryItem, fold func(state S, tx *Transaction) (S, error), attempt func(ctx context.Context, state S, mark uint64) (tried bool, err error), opts DecideOptions) error {
 	if opts.MaxAttempts == 0 {
 		opts.MaxAttempts = defaultAttempts
 	}
 	if opts.MaxAttempts < 0 {
-		return Receipt{}, fmt.Errorf("%w: MaxAttempts is %d", ErrOptions, opts.MaxAttempts)
+		return fmt.Errorf("%w: MaxAttempts is %d", ErrOptions, opts.MaxAttempts)
 	}
 	if len(items) == 0 {
-		return Receipt{}, fmt.Errorf("%w: a decision needs a query with at least one item", ErrOptions)
+		return fmt.Errorf("%w: a decision needs a query with at least one item", ErrOptions)
 	}
 	if err := fillDurations(map[string]duration{"Timeout": {&opts.Timeout, time.Minute}}); err != nil {
-		return Receipt{}, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, opts.Timeout)
 	defer cancel()
@@ -68,22 +99,13 @@ func Decide[S any](ctx context.Context, c *Client, items []subjects.QueryItem, f
 				state, err = fold(state, tx)
 			}
 			if err != nil {
-				return Receipt{}, err
+				return err
 			}
 		}
-		req := &Request{Partition: opts.Partition, HighWaterMark: r.mark}
-		if err := decide(state, req); err != nil {
-			return Receipt{}, err
-		}
-		req.HighWaterMark, req.Unless = min(req.HighWaterMark, r.mark), slices.Concat(items, req.Unless)
-		if !req.isSet && req.Payload == nil {
-			return Receipt{}, nil
-		}
-		receipt, err := c.Append(ctx, req)
-		if !errors.As(err, &conflict) {
-			return receipt, err
+		if tried, err := attempt(ctx, state, r.mark); !tried || !errors.As(err, &conflict) {
+			return err
 		}
 		r = c.reading(opts.Partition, Query{Items: items, From: r.mark + 1})
 	}
-	return Receipt{}, fmt.Errorf("%w (%d): %w", ErrAttempts, opts.MaxAttempts, conflict)
+	return fmt.Errorf("%w (%d): %w", ErrAttempts, opts.MaxAttempts, conflict)
 }

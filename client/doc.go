@@ -19,6 +19,8 @@
 //   - [Client] uses a NATS connection that the caller owns.
 //   - [Request] is a transaction to append, and [Receipt] the proof that it
 //     committed.
+//   - [AtomicBatch] is transactions that commit together or not at all, and
+//     [Client.AppendAtomic] appends them.
 //   - [Follower] passes every committed [Transaction] to a [Handler], once, in
 //     txid order and without a gap within each partition.
 //   - [Transactor] runs a function at a known high-water mark of a local
@@ -68,6 +70,9 @@
 // order: a writer that needs one waits for the receipt, or sets
 // [Request.ExpectedLast].
 //
+// These batches are a matter of speed: each transaction has an outcome of its
+// own. Only those of an [AtomicBatch] commit together.
+//
 // # Following
 //
 // A follower combines reads and the feed by txid. While it is behind, it reads:
@@ -77,6 +82,10 @@
 // reconnect, and when the feed is silent. So a message that is lost on the
 // wire, by a slow consumer or at a change of leader, is not lost to the
 // handler.
+//
+// The transactions of an atomic batch are passed on once all of them have come.
+// A [BatchHandler] gets them in one call, so that it can apply them in one
+// database transaction, and no position is between two of them.
 //
 // The feed is signed. A message that does not verify with the cluster's key is
 // dropped and counted, and the follower reads. The client asks the cluster for
@@ -104,6 +113,7 @@ package client
 //	limiter.go    limits what is in flight, over all partitions
 //	sender.go     fills batches, sends and resends them: one sender per partition
 //	batch.go      a message of several transactions, and their futures
+//	atomic.go     AppendAtomic: a message whose transactions commit together
 //	answer.go     handles a batch's answer (reply.go decodes it)
 //	future.go     the outcome of one transaction
 //	leader.go     what suggests that an answer is lost
@@ -111,7 +121,8 @@ package client
 //
 // A follower goes through these:
 //
-//	follow.go       Run: calls the handler, retries, moves
+//	follow.go       Run: follows, moves
+//	deliver.go      calls the handler, with whole atomic batches, and retries
 //	stream.go       merges reads and the feed into one queue
 //	window.go       limits what all reads together have requested
 //	feed.go         verifies the feed (feedkey.go fetches its key)

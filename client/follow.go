@@ -21,12 +21,22 @@ import (
 // does. It should return soon after ctx ends, because Run waits for it. It may
 // call the client's methods except Close and Drain, and it must not wait for
 // its own partition to make progress.
+//
+// The transactions of an atomic batch come one after another, once all of them
+// have arrived. It ends with the one whose Txid is Atomic.Last, or before that
+// if the last ones do not pass the filter. The position of the follower is
+// never between two of them: after a crash, all come again. A handler that has
+// to apply them in one piece is a [BatchHandler].
 type Handler func(ctx context.Context, tx *Transaction) error
 
 // BatchHandler applies committed transactions of one partition, at least one,
 // in txid order. It gets all that are waiting, so that its costs are shared
 // while it is behind. It must apply all of them or none: after an error it gets
 // them again, one by one. It must not retain the slice.
+//
+// An atomic batch is always passed in one piece, also after an error, and also
+// if it has more than [FollowOptions.MaxBatch] transactions. With a filter it
+// is what passes of it.
 type BatchHandler func(ctx context.Context, txs []*Transaction) error
 
 // MovedError is returned by a handler that has applied nothing because its
@@ -71,7 +81,9 @@ type FollowOptions struct {
 
 	// OnError decides about a transaction whose handler returned err, for the
 	// attempt-th time in a row. It is called on the goroutine of the handler.
-	// nil means DecideStop, here and in package sqlview.
+	// If a BatchHandler failed to apply an atomic batch, tx is the first
+	// transaction of that, and the decision is about all of it. nil means
+	// DecideStop, here and in package sqlview.
 	OnError func(tx *Transaction, err error, attempt int) Decision
 	// MinBackoff and MaxBackoff bound the wait before a retry. Defaults 50 ms
 	// and 5 s.
@@ -90,7 +102,8 @@ type FollowOptions struct {
 	MaxBatch int
 
 	// BufferBytes limits what is read ahead of a partition's handler. At least
-	// 64 KiB; default 4 MiB. A larger transaction is buffered alone.
+	// 64 KiB; default 4 MiB. A larger transaction, or a larger atomic batch, is
+	// buffered alone.
 	BufferBytes int
 	// Clusters has, for each partition, the id of the cluster that its position
 	// is from, as [Follower.Cluster] returns it. If the cluster that is followed
@@ -152,6 +165,7 @@ func (o *FollowOptions) filtered() bool { return len(o.Kinds) > 0 || o.Lock != "
 type Follower struct {
 	c      *Client
 	handle BatchHandler
+	single bool // handle gets one transaction at a time, also of an atomic batch
 	opts   FollowOptions
 	parts  map[int]*followedPartition // not changed after NewFollower
 }
@@ -184,9 +198,14 @@ type Positions map[int]uint64
 // transaction after its position on. It does nothing until Run is called.
 func (c *Client) NewFollower(after Positions, handle Handler, opts FollowOptions) (*Follower, error) {
 	opts.MaxBatch = 1
-	return c.NewBatchFollower(after, func(ctx context.Context, txs []*Transaction) error {
+	f, err := c.NewBatchFollower(after, func(ctx context.Context, txs []*Transaction) error {
 		return handle(ctx, txs[0])
 	}, opts)
+	if err != nil {
+		return nil, err
+	}
+	f.single = true
+	return f, nil
 }
 
 // NewBatchFollower is NewFollower with a handler of several transactions.
@@ -219,8 +238,9 @@ func (c *Client) Follow(ctx context.Context, after Positions, handle Handler, op
 // goroutine. Run returns when no handler runs any more, with the error of ctx,
 // if it has ended, and those of the partitions that stopped before: the
 // handler's, [ErrTrimmed] or [ErrAhead] as a [*RefusedError], [*HistoryError],
-// [ErrNoPartition], [ErrClosed]. Called again, it continues where it stopped.
-// It must not be called concurrently.
+// [ErrNoPartition], [ErrClosed]. Called again, it continues where it stopped;
+// after a stop inside an atomic batch, with the first transaction of that. It
+// must not be called concurrently.
 func (f *Follower) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	stopped := make(chan error, len(f.parts))
@@ -358,108 +378,6 @@ func (c *Client) withStream(ctx context.Context, partition int, after uint64, cl
 	return use(ctx, s)
 }
 
-// deliver passes what the stream yields to do, at most limit transactions at a
-// time, with the txid up to which that is complete. It returns when do returns
-// an error or the stream ends.
-func deliver(ctx context.Context, s *stream, limit int, do func(txs []*Transaction, upTo uint64) error) error {
-	var txs []*Transaction
-	for {
-		queue, err := s.take(ctx)
-		if err != nil {
-			return err
-		}
-		size := 0
-		for len(queue) > 0 {
-			select {
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			case <-s.c.closing:
-				return ErrClosed
-			default:
-			}
-			txs = txs[:0]
-			var upTo uint64
-			for len(queue) > 0 && len(txs) < limit {
-				e := queue[0]
-				queue[0], queue = queued{}, queue[1:] // lets the handler's transactions be freed
-				upTo = e.upTo
-				size += e.size
-				if e.tx != nil {
-					txs = append(txs, e.tx)
-				}
-			}
-			if err := do(txs, upTo); err != nil {
-				return err
-			}
-			if size >= s.opts.readBytes() {
-				s.handled(size)
-				size = 0
-			}
-		}
-		clear(txs)
-		s.handled(size)
-	}
-}
-
-// apply calls the handler with txs, which may be empty, and after an error with
-// one transaction at a time.
-func (f *Follower) apply(ctx context.Context, p *followedPartition, txs []*Transaction) error {
-	if len(txs) > 1 {
-		err := f.call(ctx, txs)
-		var moved *MovedError
-		if err == nil || errors.As(err, &moved) {
-			return err
-		}
-		p.setHandlerErr(err)
-	}
-	for i, tx := range txs {
-		if err := f.applyOne(ctx, p, txs[i:i+1]); err != nil {
-			return err
-		}
-		p.advance(tx.Txid)
-	}
-	return nil
-}
-
-// applyOne calls the handler until it returns nil or OnError decides not to
-// retry.
-func (f *Follower) applyOne(ctx context.Context, p *followedPartition, one []*Transaction) error {
-	defer p.setHandlerErr(nil)
-	tx := one[0]
-	for attempt := 1; ; attempt++ {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		err := f.call(ctx, one)
-		var moved *MovedError
-		if err == nil || errors.As(err, &moved) {
-			return err
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		decision := DecideStop
-		if f.opts.OnError != nil {
-			decision = f.opts.OnError(tx, err, attempt)
-		}
-		switch decision {
-		case DecideSkip:
-			return nil
-		case DecideRetry:
-		default:
-			return fmt.Errorf("partition %d: txid %d: %w", tx.Partition, tx.Txid, err)
-		}
-		p.setHandlerErr(fmt.Errorf("txid %d, attempt %d: %w", tx.Txid, attempt, err))
-		select {
-		case <-time.After(backoff(attempt, f.opts.MinBackoff, f.opts.MaxBackoff)):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-f.c.closing:
-			return ErrClosed
-		}
-	}
-}
-
 // Move makes the handler of a partition continue after the txid after, because
 // its state was set to that position. It cancels the context of a call in
 // progress. A handler returns a [*MovedError] instead of calling Move.
@@ -566,7 +484,9 @@ func (f *Follower) Wait(ctx context.Context, partition int, txid uint64) error {
 
 // All returns an iterator over the transactions of a partition after the txid
 // after, once each, in order. It waits for new ones, and ends only when the
-// loop is left or with an error. It ignores OnError and OnStop of opts.
+// loop is left or with an error. It ignores OnError and OnStop of opts. To
+// continue later, take for after the last txid of an atomic batch, not one
+// inside.
 func (c *Client) All(ctx context.Context, partition int, after uint64, opts FollowOptions) iter.Seq2[*Transaction, error] {
 	return func(yield func(*Transaction, error) bool) {
 		opts, err := opts.withDefaults()
@@ -574,8 +494,10 @@ func (c *Client) All(ctx context.Context, partition int, after uint64, opts Foll
 		if err == nil {
 			err = c.withStream(ctx, partition, after, "", opts, func(ctx context.Context, s *stream) error {
 				return deliver(ctx, s, 1, func(txs []*Transaction, _ uint64) error {
-					if len(txs) > 0 && !yield(txs[0], nil) {
-						return left
+					for _, tx := range txs {
+						if !yield(tx, nil) {
+							return left
+						}
 					}
 					return nil
 				})

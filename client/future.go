@@ -25,6 +25,7 @@ type Future struct {
 	id     string // as set by the caller, or empty
 	number uint64 // of the generated id, if id is empty
 	size   int    // as charged to the limiter
+	count  int    // transactions of an atomic batch, 0 for one that is in none
 	header []byte // lines that the Tracer has added
 	end    func(Receipt, error)
 

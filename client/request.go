@@ -230,9 +230,11 @@ func (req *Request) appendFrame(dst, id, more []byte) []byte {
 	start := len(dst)
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
 	dst = subjects.AppendBlockStart(dst)
-	dst = subjects.AppendField(dst, subjects.HeaderMsgID, id)
-	if req.HighWaterMark != 0 || len(req.WriteLocks)+len(req.ReadLocks)+len(req.Unless) > 0 {
-		dst = appendNumber(dst, subjects.HeaderHighWaterMark, req.HighWaterMark)
+	if len(id) > 0 { // otherwise it is part of an atomic batch, which has them
+		dst = subjects.AppendField(dst, subjects.HeaderMsgID, id)
+		if req.needsMark() {
+			dst = appendNumber(dst, subjects.HeaderHighWaterMark, req.HighWaterMark)
+		}
 	}
 	if req.ExpectedLast != nil {
 		dst = appendNumber(dst, subjects.HeaderExpectedLast, *req.ExpectedLast)
@@ -259,6 +261,11 @@ func (req *Request) appendFrame(dst, id, more []byte) []byte {
 	binary.BigEndian.PutUint32(dst[start:], uint32(len(dst)-start-8))
 	binary.BigEndian.PutUint32(dst[start+4:], uint32(len(req.Payload)))
 	return append(dst, req.Payload...)
+}
+
+// needsMark reports whether the transaction is sent with a high-water mark.
+func (req *Request) needsMark() bool {
+	return req.HighWaterMark != 0 || len(req.WriteLocks)+len(req.ReadLocks)+len(req.Unless) > 0
 }
 
 func appendNumber(dst []byte, key string, n uint64) []byte {

@@ -95,6 +95,24 @@ func (s *sender) add(req *Request, f *Future) error {
 	return nil
 }
 
+// addAtomic adds the message of an atomic batch.
+func (s *sender) addAtomic(m *batch) error {
+	m.items[0].future.deadline = time.Now().Add(s.c.opts.Timeout)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed != nil {
+		return s.closed
+	}
+	if s.filling != nil {
+		s.queue, s.filling = append(s.queue, s.filling), nil
+	}
+	s.seq++
+	m.seq = s.seq
+	s.queue = append(s.queue, m)
+	s.signal()
+	return nil
+}
+
 // run sends batches until the client is closed.
 func (s *sender) run() {
 	timer := time.NewTimer(time.Hour)
@@ -124,13 +142,20 @@ func (s *sender) step(now time.Time) time.Time {
 		}
 		a := s.beginAttempt(b, now)
 		s.mu.Unlock()
-		err := s.c.nc.PublishRequest(s.subject, s.c.replyTo(a.token), b.data)
+		err := s.publish(a)
 		s.mu.Lock()
 		if err != nil {
 			s.onPublishError(a, err)
 		}
 	}
 	return s.nextDue(now)
+}
+
+func (s *sender) publish(a *attempt) error {
+	if b := a.batch; b.atomic != nil {
+		return s.c.nc.PublishMsg(&nats.Msg{Subject: s.subject, Reply: s.c.replyTo(a.token), Header: b.atomic, Data: b.data})
+	}
+	return s.c.nc.PublishRequest(s.subject, s.c.replyTo(a.token), a.batch.data)
 }
 
 // dequeue returns the next batch to send, nil if none is due.

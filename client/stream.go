@@ -40,11 +40,12 @@ type stream struct {
 
 	// mu guards the fields below, except verifier.
 	mu              sync.Mutex
-	next            uint64 // next txid to enqueue
-	cluster         string // from which everything before next is; "" if it is not known
-	unconfirmed     bool   // the feed may be another cluster's: a read must end first
-	seenTxid        uint64 // highest txid received, by a read or from the feed
-	readMark        uint64 // high-water mark at the end of the last read
+	next            uint64      // next txid to enqueue
+	span            AtomicRange // of the last transaction enqueued
+	cluster         string      // from which everything before next is; "" if it is not known
+	unconfirmed     bool        // the feed may be another cluster's: a read must end first
+	seenTxid        uint64      // highest txid received, by a read or from the feed
+	readMark        uint64      // high-water mark at the end of the last read
 	queue           []queued
 	buffered        int         // bytes in the queue, or taken and not yet handled
 	read            *activeRead // in progress, or nil
@@ -275,6 +276,10 @@ func (s *stream) onTransactions(txs []Transaction, previous uint64, size int) {
 		switch t := &txs[i]; {
 		case t.Txid < s.next:
 		case t.Txid == s.next || s.opts.filtered():
+			if err := s.span.checkNext(t); err != nil {
+				s.readFailed(fmt.Errorf("read: %w", err))
+				return
+			}
 			s.enqueue(t, each)
 		default:
 			s.readFailed(fmt.Errorf("read: got txid %d, want %d", t.Txid, s.next))
@@ -301,7 +306,7 @@ func (s *stream) enqueue(t *Transaction, size int) {
 	}
 	s.queue = append(s.queue, queued{t, t.Txid, size})
 	s.buffered += size
-	s.next = t.Txid + 1
+	s.next, s.span = t.Txid+1, t.span()
 	s.seenTxid = max(s.seenTxid, t.Txid)
 	if len(s.queue) == 1 {
 		signal(s.ready)
@@ -343,6 +348,9 @@ func (s *stream) onReadEnd(m *nats.Msg) {
 		return
 	case next > s.next && next > mark+1:
 		s.readFailed(fmt.Errorf("read: malformed end: next %d is beyond the high-water mark %d", next, mark))
+		return
+	case s.span.First <= mark && mark < s.span.Last:
+		s.readFailed(fmt.Errorf("read: malformed end: the high-water mark %d is inside the atomic batch %d-%d", mark, s.span.First, s.span.Last))
 		return
 	}
 	if next > s.next && s.opts.filtered() {

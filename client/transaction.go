@@ -26,6 +26,9 @@ type Transaction struct {
 	ID string
 	// HighWaterMark is the writer's, 0 if it sent none.
 	HighWaterMark uint64
+	// Atomic is the atomic batch that the transaction is part of, zero if it is
+	// in none.
+	Atomic AtomicRange
 	// The names of the locks, in the order in which they were sent.
 	WriteLocks, ReadLocks, AppendLocks []string
 	// Header is the application's, nil if there is none.
@@ -34,12 +37,43 @@ type Transaction struct {
 	Payload []byte
 }
 
+// AtomicRange is the txids of an atomic batch: see [AtomicBatch].
+type AtomicRange struct{ First, Last uint64 }
+
+// parse sets the range to the value of a header of transaction txid.
+func (r *AtomicRange) parse(value string, txid uint64) (err error) {
+	if *r != (AtomicRange{}) {
+		return fmt.Errorf("header %s is given twice", subjects.HeaderAtomic)
+	}
+	r.First, r.Last, err = subjects.ParseAtomic(value, txid)
+	return err
+}
+
+// span returns the txids that commit together with t: those of its atomic
+// batch, or its own.
+func (t *Transaction) span() AtomicRange {
+	if t.Atomic.First == 0 {
+		return AtomicRange{t.Txid, t.Txid}
+	}
+	return t.Atomic
+}
+
+// checkNext returns an error if t cannot follow a transaction with this span:
+// atomic batches do not overlap.
+func (r AtomicRange) checkNext(t *Transaction) error {
+	if next := t.span(); next != r && next.First <= r.Last {
+		return fmt.Errorf("%w: txid %d belongs to %d-%d, and what is before it to %d-%d", errNotTransaction, t.Txid, next.First, next.Last, r.First, r.Last)
+	}
+	return nil
+}
+
 var errNotTransaction = errors.New("the message is not a transaction")
 
 // parseTransaction parses a message that is a single transaction.
 func parseTransaction(m *nats.Msg) (*Transaction, error) {
 	t := &Transaction{Partition: -1, Payload: m.Data}
 	var err error
+	var atomic []string
 	number := func(s string) (n uint64) {
 		n, e := strconv.ParseUint(s, 10, 64)
 		err = errors.Join(err, e)
@@ -64,6 +98,8 @@ func parseTransaction(m *nats.Msg) (*Transaction, error) {
 			t.ID = values[0]
 		case subjects.HeaderHighWaterMark:
 			t.HighWaterMark = number(values[0])
+		case subjects.HeaderAtomic:
+			atomic = values
 		case subjects.HeaderWriteLock:
 			t.WriteLocks = subjects.LockNames(values...)
 		case subjects.HeaderReadLock:
@@ -77,6 +113,9 @@ func parseTransaction(m *nats.Msg) (*Transaction, error) {
 			}
 			t.Header[key] = values
 		}
+	}
+	for _, value := range atomic { // once the txid is known
+		err = errors.Join(err, t.Atomic.parse(value, t.Txid))
 	}
 	switch {
 	case err != nil:
@@ -131,6 +170,8 @@ func (p *packedParser) parse(t *Transaction, block []byte) error {
 			t.Kind = v
 		case subjects.HeaderStoredMsgID:
 			t.ID = v
+		case subjects.HeaderAtomic:
+			return t.Atomic.parse(v, t.Txid)
 		default:
 			if t.Header == nil {
 				t.Header = nats.Header{}

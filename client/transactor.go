@@ -71,35 +71,62 @@ func NewTransactor(c *Client, view View, opts TransactorOptions) (*Transactor, e
 // error, Transact returns it; if compute does not call Set, Transact returns a
 // zero receipt and no error. In both cases nothing was appended. Other errors
 // are those of [Client.Append], and [ErrAttempts].
-func (t *Transactor) Transact(ctx context.Context, partition int, compute func(req *Request) error) (Receipt, error) {
+func (t *Transactor) Transact(ctx context.Context, partition int, compute func(req *Request) error) (r Receipt, err error) {
 	ctx, cancel := context.WithTimeout(ctx, t.opts.Timeout)
 	defer cancel()
-	var conflict *ConflictError
-	for range t.opts.MaxAttempts {
-		req := &Request{Partition: partition, HighWaterMark: t.view.Applied(partition)}
-		if err := compute(req); err != nil {
-			return Receipt{}, err
+	err = t.run(ctx, partition, func(mark uint64) (last uint64, tried bool, err error) {
+		req := &Request{Partition: partition, HighWaterMark: mark}
+		if err := compute(req); err != nil || !req.isSet && req.Payload == nil {
+			return 0, false, err
 		}
-		if !req.isSet && req.Payload == nil {
-			return Receipt{}, nil
-		}
-		r, err := t.c.Append(ctx, req)
-		if !errors.As(err, &conflict) {
-			return t.committed(ctx, r, err)
-		}
-		if err := t.view.Wait(ctx, partition, conflict.Txid); err != nil {
-			return Receipt{}, fmt.Errorf("wait until txid %d is applied: %w; conflict: %w", conflict.Txid, err, conflict)
-		}
-	}
-	return Receipt{}, fmt.Errorf("%w (%d): %w", ErrAttempts, t.opts.MaxAttempts, conflict)
+		r, err = t.c.Append(ctx, req)
+		return r.Txid, true, err
+	})
+	return r, err
 }
 
-func (t *Transactor) committed(ctx context.Context, r Receipt, err error) (Receipt, error) {
+// TransactAtomic is [Transactor.Transact] for several transactions, which
+// commit together or not at all. If compute adds none to the batch,
+// TransactAtomic returns a zero receipt and no error.
+func (t *Transactor) TransactAtomic(ctx context.Context, partition int, compute func(b *AtomicBatch) error) (r AtomicReceipt, err error) {
+	ctx, cancel := context.WithTimeout(ctx, t.opts.Timeout)
+	defer cancel()
+	err = t.run(ctx, partition, func(mark uint64) (last uint64, tried bool, err error) {
+		b := &AtomicBatch{Partition: partition, HighWaterMark: mark}
+		if err := compute(b); err != nil || len(b.Transactions) == 0 {
+			return 0, false, err
+		}
+		r, err = t.c.AppendAtomic(ctx, b)
+		return r.Last, true, err
+	})
+	return r, err
+}
+
+// run calls attempt with the view's high-water mark, again after each conflict
+// that an append has met. attempt returns the last txid that it has appended.
+func (t *Transactor) run(ctx context.Context, partition int, attempt func(mark uint64) (last uint64, tried bool, err error)) error {
+	var conflict *ConflictError
+	for range t.opts.MaxAttempts {
+		last, tried, err := attempt(t.view.Applied(partition))
+		switch {
+		case !tried:
+			return err
+		case !errors.As(err, &conflict):
+			return t.committed(ctx, partition, last, err)
+		}
+		if err := t.view.Wait(ctx, partition, conflict.Txid); err != nil {
+			return fmt.Errorf("wait until txid %d is applied: %w; conflict: %w", conflict.Txid, err, conflict)
+		}
+	}
+	return fmt.Errorf("%w (%d): %w", ErrAttempts, t.opts.MaxAttempts, conflict)
+}
+
+func (t *Transactor) committed(ctx context.Context, partition int, last uint64, err error) error {
 	if err != nil || !t.opts.WaitApplied {
-		return r, err
+		return err
 	}
-	if err := t.view.Wait(ctx, r.Partition, r.Txid); err != nil {
-		return r, fmt.Errorf("committed as txid %d; wait until it is applied: %w", r.Txid, err)
+	if err := t.view.Wait(ctx, partition, last); err != nil {
+		return fmt.Errorf("committed as txid %d; wait until it is applied: %w", last, err)
 	}
-	return r, nil
+	return nil
 }

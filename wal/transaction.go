@@ -1,8 +1,10 @@
 package wal
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"math"
 )
 
@@ -49,9 +51,21 @@ type Transaction struct {
 type Atomic struct {
 	Index uint32 // from 0
 	Size  uint32 // 2 at least
-	// Fingerprint stands for the payloads of all of them. Only the first
-	// transaction of an atomic batch with a message id has it.
+	// Fingerprint stands for the payloads of all of them: see [PayloadsHash].
+	// Only the first transaction of an atomic batch with a message id has it.
 	Fingerprint uint64
+}
+
+// PayloadsHash returns the Fingerprint of an atomic batch whose transactions
+// have these payloads.
+func PayloadsHash(payloads iter.Seq[[]byte]) uint64 {
+	h := sha256.New()
+	var size [8]byte
+	for p := range payloads {
+		h.Write(binary.LittleEndian.AppendUint64(size[:0], uint64(len(p))))
+		h.Write(p)
+	}
+	return binary.LittleEndian.Uint64(h.Sum(nil))
 }
 
 // First returns the txid of the first transaction of t's atomic batch, and t's

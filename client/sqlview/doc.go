@@ -29,13 +29,17 @@
 // [client.FollowOptions.MaxBatch] in one database transaction, so that a view
 // that is behind catches up with fewer commits.
 //
+// An atomic batch is always applied in one database transaction: a reader of
+// the database sees all of it or nothing.
+//
 // # Errors
 //
 // If the database is unavailable, busy or deadlocked, the view retries for
 // ever; Progress returns the error. An error of Apply itself stops the
 // partition, unless OnError of [Options].Follow decides to retry after a
 // back-off, or to park the transaction. Parking stores the transaction in the
-// database with its error and moves the mark, in one database transaction.
+// database with its error and moves the mark, in one database transaction. An
+// atomic batch is parked, and resolved, as a whole.
 //
 // # Databases
 //

@@ -1,10 +1,12 @@
 package sqlview
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -67,36 +69,71 @@ func readParked(body, reason, since string) (p Parked, err error) {
 // Resolve removes a parked transaction and passes it to apply, in one database
 // transaction; if apply fails, it stays parked. apply decides what becomes of
 // it: the view's own Apply applies it now, later than in the order of the log;
-// another function may correct it. A nil apply drops it.
+// another function may correct it. A nil apply drops it. An atomic batch is
+// resolved as a whole, by the txid of any of its transactions: apply gets them
+// in order.
 func (v *View) Resolve(ctx context.Context, partition int, txid uint64, apply Apply) error {
 	in, err := v.marks.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer in.Rollback() // no effect after a commit
-	p, err := v.marks.unpark(ctx, in, partition, txid)
+	all, err := v.marks.unpark(ctx, in, partition, txid)
 	if err != nil {
 		return fmt.Errorf("partition %d: txid %d: %w", partition, txid, err)
 	}
-	if apply != nil {
-		if err := apply(ctx, in, p.Transaction); err != nil {
-			return fmt.Errorf("partition %d: txid %d: %w", partition, txid, err)
+	for _, tx := range all {
+		if apply == nil {
+			break
+		}
+		if err := apply(ctx, in, tx); err != nil {
+			return fmt.Errorf("partition %d: txid %d: %w", partition, tx.Txid, err)
 		}
 	}
 	return in.Commit()
 }
 
-// unpark deletes the row first, which locks out others that resolve it.
-func (m *marks) unpark(ctx context.Context, in *sql.Tx, partition int, txid uint64) (p Parked, err error) {
-	var body, reason, since string
-	err = in.QueryRowContext(ctx, m.dialect.Statement(
-		`DELETE FROM cantus_parked WHERE view = ? AND partition = ? AND txid = ? RETURNING body, error, since`),
-		m.view, partition, int64(txid)).Scan(&body, &reason, &since)
-	if err == sql.ErrNoRows { // database/sql gives it bare
-		return p, ErrNotParked
+// unpark returns a parked transaction with those that are parked of its atomic
+// batch, in order. It deletes the rows first, which locks out others that
+// resolve them.
+func (m *marks) unpark(ctx context.Context, in *sql.Tx, partition int, txid uint64) (all []*client.Transaction, err error) {
+	if all, err = m.deleteParked(ctx, in, partition, txid, txid); err != nil {
+		return nil, err
 	}
+	if len(all) == 0 {
+		return nil, ErrNotParked
+	}
+	if r := all[0].Atomic; r.First != 0 {
+		others, err := m.deleteParked(ctx, in, partition, r.First, r.Last)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, others...)
+		slices.SortFunc(all, func(a, b *client.Transaction) int { return cmp.Compare(a.Txid, b.Txid) })
+	}
+	return all, nil
+}
+
+// deleteParked deletes the parked transactions between two txids, and returns
+// them.
+func (m *marks) deleteParked(ctx context.Context, in *sql.Tx, partition int, first, last uint64) (all []*client.Transaction, err error) {
+	rows, err := in.QueryContext(ctx, m.dialect.Statement(
+		`DELETE FROM cantus_parked WHERE view = ? AND partition = ? AND txid >= ? AND txid <= ? RETURNING body, error, since`),
+		m.view, partition, int64(first), int64(last))
 	if err != nil {
-		return p, err
+		return nil, err
 	}
-	return readParked(body, reason, since)
+	defer rows.Close()
+	for rows.Next() {
+		var body, reason, since string
+		if err := rows.Scan(&body, &reason, &since); err != nil {
+			return nil, err
+		}
+		p, err := readParked(body, reason, since)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p.Transaction)
+	}
+	return all, rows.Err()
 }

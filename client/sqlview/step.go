@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cantuslog/cantus/client"
 )
@@ -46,7 +47,7 @@ func (v *View) step(ctx context.Context, p *part, txs []*client.Transaction) (at
 		return at, &databaseError{err}
 	}
 	defer in.Rollback() // no effect after a commit
-	last := txs[len(txs)-1]
+	last := end(txs[len(txs)-1])
 	moved, err := v.marks.move(ctx, in, last, v.follower.Cluster(last.Partition), p.mark)
 	if err != nil {
 		return at, &databaseError{err}
@@ -57,10 +58,12 @@ func (v *View) step(ctx context.Context, p *part, txs []*client.Transaction) (at
 		}
 		return at, nil
 	}
-	for _, tx := range txs {
-		if err := v.applyOne(ctx, p, in, tx); err != nil {
+	for len(txs) > 0 {
+		n := together(txs)
+		if err := v.applyTogether(ctx, p, in, txs[:n]); err != nil {
 			return at, err
 		}
+		txs = txs[n:]
 	}
 	if err := in.Commit(); err != nil {
 		return at, commitError(err)
@@ -69,14 +72,50 @@ func (v *View) step(ctx context.Context, p *part, txs []*client.Transaction) (at
 	return mark{txid: last.Txid}, nil
 }
 
-// applyOne applies a transaction, or parks it if that was decided.
-func (v *View) applyOne(ctx context.Context, p *part, in *sql.Tx, tx *client.Transaction) error {
-	if p.parkErr != nil && p.failedTxid == tx.Txid {
-		if err := v.marks.park(ctx, in, tx, p.parkErr); err != nil {
-			return &databaseError{fmt.Errorf("park: %w", err)}
-		}
-		return nil
+// end returns tx, or, if it is in an atomic batch, the last transaction of that
+// as far as a mark knows it: a filter may have left that one out.
+func end(tx *client.Transaction) *client.Transaction {
+	after := tx.Atomic.Last - tx.Txid
+	if tx.Atomic.Last == 0 || after == 0 {
+		return tx
 	}
+	// The times in an atomic batch are a nanosecond apart.
+	return &client.Transaction{Partition: tx.Partition, Txid: tx.Atomic.Last, Time: tx.Time.Add(time.Duration(after))}
+}
+
+// together returns how many transactions at the front of txs are of one atomic
+// batch, 1 if the first one is in none.
+func together(txs []*client.Transaction) int {
+	n := 1
+	for txs[0].Atomic.First != 0 && n < len(txs) && txs[n].Atomic == txs[0].Atomic {
+		n++
+	}
+	return n
+}
+
+// applyTogether applies a transaction or an atomic batch, or parks it if that
+// was decided.
+func (v *View) applyTogether(ctx context.Context, p *part, in *sql.Tx, txs []*client.Transaction) error {
+	parked := p.parkErr != nil && p.failedTxid == txs[0].Txid
+	for _, tx := range txs {
+		if parked {
+			if err := v.marks.park(ctx, in, tx, p.parkErr); err != nil {
+				return &databaseError{fmt.Errorf("park: %w", err)}
+			}
+			continue
+		}
+		if err := v.applyOne(ctx, in, tx); err != nil {
+			if len(txs) > 1 {
+				err = fmt.Errorf("txid %d: %w", tx.Txid, err)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// applyOne applies a transaction.
+func (v *View) applyOne(ctx context.Context, in *sql.Tx, tx *client.Transaction) error {
 	err := v.apply(ctx, in, tx)
 	if err == nil {
 		return nil

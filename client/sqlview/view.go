@@ -253,15 +253,25 @@ func (v *View) checkMark(ctx context.Context, partition int) error {
 // mark, whatever happens to the database meanwhile. A function passed to
 // [client.Transactor.Transact] reads the view with it. look must not write.
 func (v *View) Read(ctx context.Context, req *client.Request, look func(db *sql.Tx) error) error {
+	return v.read(ctx, req.Partition, &req.HighWaterMark, look)
+}
+
+// ReadAtomic is Read for an atomic batch, and a function passed to
+// [client.Transactor.TransactAtomic].
+func (v *View) ReadAtomic(ctx context.Context, b *client.AtomicBatch, look func(db *sql.Tx) error) error {
+	return v.read(ctx, b.Partition, &b.HighWaterMark, look)
+}
+
+func (v *View) read(ctx context.Context, partition int, mark *uint64, look func(db *sql.Tx) error) error {
 	in, err := v.marks.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer in.Rollback() // nothing was written
-	at, err := v.marks.get(ctx, in, req.Partition)
+	at, err := v.marks.get(ctx, in, partition)
 	if err != nil {
 		return err
 	}
-	req.HighWaterMark = at.txid
+	*mark = at.txid
 	return look(in)
 }

@@ -20,7 +20,7 @@ import (
 
 type appendCmd struct {
 	Partition string `arg:"" optional:"" name:"P" help:"Partition to append to, from 0; left out with --key."`
-	File      string `arg:"" optional:"" name:"FILE" help:"Payload, at most 1,000,000 bytes with the headers; - or nothing reads standard input."`
+	File      string `arg:"" optional:"" name:"FILE" help:"Payload, at most 1,000,000 bytes with the headers; - or nothing reads standard input. With --atomic the transactions."`
 
 	Key     string      `placeholder:"KEY" help:"Append to the partition that KEY, one NATS token, hashes to, instead of P."`
 	Write   []lockName  `sep:"none" placeholder:"LOCK" help:"Lock to check and to record; repeatable. A name such as account.42, or a subtree such as account.>."`
@@ -33,6 +33,7 @@ type appendCmd struct {
 	Kind    token       `placeholder:"KIND" default:"tx" help:"Kind of transaction, one NATS token: the end of its feed subject, and a filter for reads."`
 	ID      string      `name:"id" placeholder:"ID" help:"Message id, at most 128 bytes: a repeat within two minutes returns the first one's txid and appends nothing. Generated if not set."`
 	Headers []string    `name:"header" sep:"none" placeholder:"'K: V'" help:"Header of your own to store with it; repeatable."`
+	Atomic  bool        `help:"Append several transactions, which commit together or not at all: a JSON object a line, with payload or payload_base64, kind, write_locks, read_locks, append_locks and headers as they need them. The flags for locks, kind and headers are not given then; the others are for the whole."`
 	JSON    bool        `name:"json" help:"Print the node's reply as JSON, also when it refuses."`
 
 	connection
@@ -49,6 +50,12 @@ Examples:
   cantus append 0 --kind enrolled --append course.c1 --append student.s2 --hwm 812 \
     --unless '{"kinds":["enrolled"],"locks":["course.c1","student.s2"]}' enrolment.json
   cantus append --key alice --kind order --header 'Trace: 7f3a' order.json
+  cantus append 0 --atomic --hwm 812 <<'END'
+  {"kind":"booked","write_locks":["desk.12.monday"],"payload":"alice"}
+  {"kind":"booked","write_locks":["room.3.monday"],"payload":"alice"}
+  END
+
+With --atomic it prints the first and the last txid, such as 813-814.
 
 Exit status: 3 after a conflict: read up to the txid it names, compute again, append with a new --hwm;
 4 if nothing was done; 5 if it may or may not have committed: repeat it with the same --id.`
@@ -63,7 +70,12 @@ func (c *appendCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
-	if msg.Data, err = c.payload(ctx, p); err != nil {
+	if c.Atomic {
+		msg.Data, err = c.transactions(ctx, p)
+	} else {
+		msg.Data, err = c.payload(ctx, p)
+	}
+	if err != nil {
 		return err
 	}
 	l, err := c.open(ctx, "append")
@@ -71,6 +83,11 @@ func (c *appendCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer l.close()
+	if c.Atomic {
+		if err := c.makeAtomic(ctx, l, msg); err != nil {
+			return err
+		}
+	}
 	reply, err := c.send(ctx, l, msg)
 	if err != nil {
 		return err
@@ -101,6 +118,9 @@ func (c *appendCmd) checkArgs() error {
 			return usagef("%w", err)
 		}
 	}
+	if c.Atomic && (len(c.Write)+len(c.Read)+len(c.Append)+len(c.Headers) > 0 || c.Kind != subjects.DefaultKind) {
+		return usagef(`--write, --read, --append, --kind and --header are not given with --atomic: each line has its own, such as {"kind":"booked","write_locks":["desk.12"],"payload":"alice"}`)
+	}
 	if n := len(c.Write) + len(c.Read) + len(c.Append); n > subjects.MaxLocks {
 		return usagef("%d locks: a transaction has at most %d", n, subjects.MaxLocks)
 	}
@@ -108,8 +128,7 @@ func (c *appendCmd) checkArgs() error {
 		return usagef("--unless is given %d times: a condition has at most %d items", n, subjects.MaxUnless)
 	}
 	if c.HWM == nil && len(c.Write)+len(c.Read)+len(c.Unless) > 0 {
-		return usagef("--write, --read and --unless need --hwm TXID, the txid up to which you had applied the partition when you " +
-			"computed this transaction: 0 if it was empty, else the last txid that you had read and taken into account then")
+		return usagef("--write, --read and --unless %s", needMark)
 	}
 	if c.ID == "" {
 		c.ID = nuid.Next()
@@ -119,15 +138,35 @@ func (c *appendCmd) checkArgs() error {
 	return nil
 }
 
-// payload reads the payload, and no more than can be appended. It returns when
-// ctx ends; its read from a terminal or a pipe then goes on until something
-// arrives or the program ends.
+// needMark says what --hwm is, to those that have left it out.
+const needMark = "need --hwm TXID, the txid up to which you had applied the partition when you " +
+	"computed this transaction: 0 if it was empty, else the last txid that you had read and taken into account then"
+
+// payload reads the payload, and no more than can be appended.
 func (c *appendCmd) payload(ctx context.Context, p *program) ([]byte, error) {
+	data, err := c.input(ctx, p, "the payload", subjects.MaxTransaction+1)
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > subjects.MaxTransaction {
+		return nil, usagef("the payload has more than %d bytes, the most a transaction may have with its headers: split it",
+			subjects.MaxTransaction)
+	}
+	if len(data) == 0 && c.File == "" {
+		p.note("standard input was empty, and so is the payload")
+	}
+	return data, nil
+}
+
+// input reads at most a number of bytes of the file or of standard input. It
+// returns when ctx ends; its read from a terminal or a pipe then goes on until
+// something arrives or the program ends.
+func (c *appendCmd) input(ctx context.Context, p *program, what string, most int64) ([]byte, error) {
 	in := p.in
 	switch c.File {
 	case "", "-":
 		if c.File == "" && isTerminal(in) {
-			p.note("reading the payload from the terminal: end it with Ctrl-D")
+			p.note("reading %s from the terminal: end with Ctrl-D", what)
 		}
 	default:
 		f, err := os.Open(c.File)
@@ -137,19 +176,12 @@ func (c *appendCmd) payload(ctx context.Context, p *program) ([]byte, error) {
 		defer f.Close()
 		in = f
 	}
-	data, err := readAll(ctx, io.LimitReader(in, subjects.MaxTransaction+1))
+	data, err := readAll(ctx, io.LimitReader(in, most))
 	if ctx.Err() != nil {
-		return nil, failf(exitFailed, "interrupted while reading the payload: nothing was appended")
+		return nil, failf(exitFailed, "interrupted while reading %s: nothing was appended", what)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the payload: %w", err)
-	}
-	if len(data) > subjects.MaxTransaction {
-		return nil, usagef("the payload has more than %d bytes, the most a transaction may have with its headers: split it",
-			subjects.MaxTransaction)
-	}
-	if len(data) == 0 && c.File == "" {
-		p.note("standard input was empty, and so is the payload")
+		return nil, fmt.Errorf("read %s: %w", what, err)
 	}
 	return data, nil
 }
@@ -243,9 +275,16 @@ func splitHeader(line string) (key, value string, err error) {
 	return key, value, nil
 }
 
+// appended is the reply to an append, or to an atomic batch, which has results
+// if it is committed.
+type appended struct {
+	subjects.Reply
+	Results []subjects.BatchRun `json:"results,omitempty"`
+}
+
 // send sends the request until the outcome is known, or the timeout is over.
 // Repeating it is safe because it has the same message id.
-func (c *appendCmd) send(ctx context.Context, l *natsConn, msg *nats.Msg) (*subjects.Reply, error) {
+func (c *appendCmd) send(ctx context.Context, l *natsConn, msg *nats.Msg) (*appended, error) {
 	enough := time.After(l.timeout)
 	uncertain := false // an earlier try may have committed
 	for {
@@ -276,7 +315,7 @@ func (c *appendCmd) send(ctx context.Context, l *natsConn, msg *nats.Msg) (*subj
 
 // try sends the request once. Its error has the status exitUnknown if the node
 // may have received the request.
-func (c *appendCmd) try(ctx context.Context, l *natsConn, msg *nats.Msg) (*subjects.Reply, error) {
+func (c *appendCmd) try(ctx context.Context, l *natsConn, msg *nats.Msg) (*appended, error) {
 	answer, err := l.request(ctx, msg)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
@@ -286,8 +325,12 @@ func (c *appendCmd) try(ctx context.Context, l *natsConn, msg *nats.Msg) (*subje
 	case err != nil:
 		return nil, l.explain(err)
 	}
-	reply := new(subjects.Reply)
-	if err := json.Unmarshal(answer.Data, reply); err != nil {
+	reply := new(appended)
+	err = json.Unmarshal(answer.Data, reply)
+	if err == nil && c.Atomic && reply.Error == nil && len(reply.Results) != 1 {
+		err = fmt.Errorf("it has %d results for an atomic batch", len(reply.Results))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("the reply is no JSON that this version knows: %w", err)
 	}
 	return reply, nil
@@ -310,17 +353,25 @@ func passing(e *subjects.Error) bool {
 	return e != nil && (e.Reason == subjects.Unknown || e.Reason == subjects.Unavailable || e.Reason == subjects.Busy)
 }
 
-func (c *appendCmd) print(p *program, r *subjects.Reply) error {
+func (c *appendCmd) print(p *program, r *appended) error {
 	if c.JSON {
 		if err := printJSON(p.out, r); err != nil {
 			return err
 		}
 	} else if r.Error == nil {
+		run := subjects.BatchRun{Count: 1, Txid: r.Txid, Time: r.Time, Duplicate: r.Duplicate}
+		if c.Atomic {
+			run = r.Results[0]
+		}
+		txids := strconv.FormatUint(run.Txid, 10)
+		if run.Count > 1 {
+			txids += "-" + strconv.FormatUint(run.Txid+uint64(run.Count)-1, 10)
+		}
 		duplicate := ""
-		if r.Duplicate {
+		if run.Duplicate {
 			duplicate = " duplicate"
 		}
-		fmt.Fprintf(p.out, "%d %s partition=%d%s\n", r.Txid, stamp(r.Time), r.Partition, duplicate)
+		fmt.Fprintf(p.out, "%s %s partition=%d%s\n", txids, stamp(run.Time), r.Partition, duplicate)
 	}
 	if r.Error == nil {
 		return nil
@@ -329,7 +380,7 @@ func (c *appendCmd) print(p *program, r *subjects.Reply) error {
 	if c.HWM != nil {
 		hwm = uint64(*c.HWM)
 	}
-	return advise(r, hwm)
+	return advise(&r.Reply, hwm)
 }
 
 // advise rewords a refusal for the terminal. Most of the node's messages say

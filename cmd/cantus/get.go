@@ -104,6 +104,9 @@ func (t *transaction) describe(w io.Writer) {
 	if t.HighWaterMark != nil {
 		field("high-water mark", "%d", *t.HighWaterMark)
 	}
+	if t.Atomic != nil {
+		field("atomic batch", "%s", t.Atomic)
+	}
 	if t.MsgID != "" {
 		field("message id", "%s", printable(t.MsgID, len(t.MsgID)))
 	}

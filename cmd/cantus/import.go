@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,7 +21,7 @@ type importCmd struct {
 
 	Name  string `placeholder:"NAME" help:"Name of this import. A file that was imported is imported once more under another name."`
 	Plain bool   `xor:"as" help:"Add no headers for the original time, txid and message id."`
-	Keep  bool   `xor:"as" help:"Import into an empty partition and keep txids, times, message ids and locks as they are."`
+	Keep  bool   `xor:"as" help:"Import into an empty partition and keep txids, times, message ids, locks and atomic batches as they are."`
 	JSON  bool   `name:"json" help:"Print the result as JSON."`
 
 	connection
@@ -38,7 +37,7 @@ missing or appended twice. The cursor import-… of the partition shows how far 
 Each transaction gets a txid, a time and a message id of this log. The original ones are in the headers Original-Txid,
 Original-Time and Original-Msg-Id. Write locks become append locks: they were certified in another history, and a
 high-water mark of that one means nothing here. Read locks and the high-water mark are left out: they were checked when
-the transaction committed, and recorded nothing.
+the transaction committed, and recorded nothing. Lines of an atomic batch are appended as one: together, or none of them.
 
 With --keep all of that stays as it is, in a partition that is empty and that nobody else uses: it is restored from the
 file. The txids of the file must have no gaps. A time that is not later than the one before is moved on, and the original
@@ -260,7 +259,10 @@ func (i *importer) checkPlain(line []byte) error {
 func (i *importer) append(ctx context.Context, b *importBatch) error {
 	for len(b.ends) > 0 {
 		if i.progress.empty { // the first of all
-			first := &importBatch{first: b.first, data: b.data[:b.ends[0]], ends: b.ends[:1]}
+			first := b
+			if b.header == nil {
+				first = &importBatch{first: b.first, data: b.data[:b.ends[0]], ends: b.ends[:1]}
+			}
 			if err := i.appendFirst(ctx, first); err != nil {
 				return err
 			}
@@ -294,7 +296,7 @@ func (i *importer) append(ctx context.Context, b *importBatch) error {
 // exitUnavailable that nothing is.
 func (i *importer) send(ctx context.Context, b *importBatch) error {
 	i.sent = true
-	answer, err := i.conn.request(ctx, &nats.Msg{Subject: i.conn.names.Batch(int(i.cmd.Partition)), Data: b.data})
+	answer, err := i.conn.request(ctx, &nats.Msg{Subject: i.conn.names.Batch(int(i.cmd.Partition)), Header: b.header, Data: b.data})
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
 		return i.conn.noLeader(ctx, int(i.cmd.Partition))
@@ -311,7 +313,11 @@ func (i *importer) send(ctx context.Context, b *importBatch) error {
 		if reply.Error.Reason == subjects.Internal {
 			return failf(exitUnknown, "%w", reply.Error)
 		}
-		return refusal(reply.Error)
+		err := refusal(reply.Error)
+		if b.header != nil {
+			return failf(exitStatus(err), "%s are refused: %w", b.lines(), err)
+		}
+		return err
 	}
 	return i.take(b, &reply)
 }
@@ -336,6 +342,9 @@ func (i *importer) take(b *importBatch, reply *subjects.BatchReply) error {
 			}
 		}
 		i.progress.line, i.progress.txid = b.first+uint64(next)-1, r.Txid+uint64(r.Count)-1
+		if i.progress.found = i.progress.txid; b.header != nil {
+			i.progress.found = r.Txid
+		}
 	}
 	if next != len(b.ends) {
 		return failf(exitUnknown, "the answer has no outcome for some of the lines")
@@ -348,12 +357,7 @@ func (i *importer) take(b *importBatch, reply *subjects.BatchReply) error {
 // import that goes on looks for it. If another transaction is there first, the
 // progress is found anew.
 func (i *importer) appendFirst(ctx context.Context, b *importBatch) error {
-	headers := int(binary.BigEndian.Uint32(b.data))
-	block := b.data[8 : 8+headers-2] // without the empty line at its end
-	block = subjects.AppendBlockEnd(subjects.AppendField(append([]byte(nil), block...), subjects.HeaderExpectedLast, "0"))
-	data := binary.BigEndian.AppendUint32(nil, uint32(len(block)))
-	data = append(append(append(data, b.data[4:8]...), block...), b.data[8+headers:]...)
-	one := &importBatch{first: b.first, data: data, ends: []int{len(data)}}
+	one := b.expectingNothing()
 	return i.retry(ctx, func() error {
 		err := i.send(ctx, one)
 		switch exitStatus(err) {

@@ -21,7 +21,11 @@ func BenchmarkEncodeLine(b *testing.B) {
 	e := lineEncoder{id: "0123456789abcdef", most: 1 << 20, largest: 1000000}
 	dst := make([]byte, 0, 1<<20)
 	for b.Loop() {
-		if _, _, err := e.appendLine(dst[:0], 7, chainTag{}, benchLine); err != nil {
+		t, err := decodeTransaction(benchLine)
+		if err == nil {
+			_, _, err = e.appendLine(dst[:0], appendLineID(nil, e.id, 7, chainTag{}), t)
+		}
+		if err != nil {
 			b.Fatal(err)
 		}
 	}

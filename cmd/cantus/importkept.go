@@ -3,15 +3,12 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"iter"
-	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -173,7 +170,7 @@ func (k *keptImport) isInLog(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	e.finish()
-	return e.log.end == k.log.end, nil
+	return e.checkEnd() == nil && e.log.end == k.log.end, nil
 }
 
 // send sends the batches after a txid, where the log must have a digest.
@@ -265,135 +262,6 @@ func (k *keptImport) request(ctx context.Context, m *nats.Msg) (reply subjects.R
 	}
 	k.since = time.Now()
 	return reply, nil
-}
-
-const (
-	keptBatchBytes = 512 << 10
-	keptBatchCount = 4096
-	// keptYear is the last one of which every time has a number of Unix
-	// nanoseconds. Later transactions need a time too.
-	keptYear = 2261
-)
-
-// keptEncoder makes batches of lines. The i-th transaction of a batch has the
-// time of the first and i nanoseconds, so a batch ends where the next line's
-// time is another one. An export has the times of its log's batches.
-type keptEncoder struct {
-	log   *keptLog
-	w     wal.BatchWriter
-	first uint64 // of the batch, 0 if there is none
-	at    int64  // the time of its first transaction
-	next  uint64 // the next txid
-	last  int64  // the time of the last line
-}
-
-// batches reads the file and returns its batches. Once all were returned, log
-// describes them. An error is the last value.
-func (k *keptImport) batches() iter.Seq2[keptBatch, error] {
-	return func(yield func(keptBatch, error) bool) {
-		if _, err := k.file.Seek(0, io.SeekStart); err != nil {
-			yield(keptBatch{}, err)
-			return
-		}
-		lines, err := newLines(k.file, k.cmd.Name)
-		if err != nil {
-			yield(keptBatch{}, err)
-			return
-		}
-		k.id = lines.id()
-		e := &keptEncoder{log: &keptLog{}}
-		for {
-			line, err := lines.next()
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				yield(keptBatch{}, err)
-				return
-			}
-			t, err := decodeTransaction(line)
-			var done *keptBatch
-			if err == nil {
-				done, err = e.add(t)
-			}
-			if err != nil {
-				yield(keptBatch{}, usagef("line %d: %w", lines.n, plain(err)))
-				return
-			}
-			if done != nil && !yield(*done, nil) {
-				return
-			}
-		}
-		done := e.finish()
-		k.log = *e.log
-		if done != nil {
-			yield(*done, nil)
-		}
-	}
-}
-
-// add adds a line. It returns the batch that the line is no part of.
-func (e *keptEncoder) add(t *transaction) (done *keptBatch, err error) {
-	at, err := e.checkPosition(t)
-	if err != nil {
-		return nil, err
-	}
-	stored, err := storedTransaction(t)
-	if err != nil {
-		return nil, err
-	}
-	if n := e.w.Count(); e.first == 0 || at != e.at+int64(n) || n == keptBatchCount || e.w.Size()+t.size() > keptBatchBytes {
-		done = e.finish()
-		e.first, e.at = e.next, at
-		e.w.Begin(wal.Transactions, e.first, at, 0)
-	}
-	e.w.Add(stored)
-	e.next++
-	e.last = at
-	e.log.lines++
-	return done, nil
-}
-
-// checkPosition checks the txid of a line, and returns its time.
-func (e *keptEncoder) checkPosition(t *transaction) (at int64, err error) {
-	if t.Time.IsZero() {
-		return 0, errors.New(`it has no time, which --keep keeps: write one, such as "time":"2026-11-01T08:30:00Z", or import without --keep, which gives it a new one`)
-	}
-	if year := t.Time.UTC().Year(); year < 1970 || year > keptYear || t.Time.UnixNano() <= 0 {
-		return 0, fmt.Errorf("its time is %s: from 1970 to 2261 is allowed", t.Time.Format(time.RFC3339Nano))
-	}
-	at = t.Time.UnixNano()
-	if e.next == 0 {
-		e.next, e.last = max(t.Txid, 1), at-1
-		if e.next > 1 {
-			e.log.base = wal.Base{Txid: e.next - 1, Digest: sha256.Sum256([]byte("what came before an import"))}
-			e.log.time = e.last
-		}
-		e.log.end = e.log.base
-	}
-	switch {
-	case t.Txid != 0 && t.Txid != e.next || e.next > math.MaxUint64/2:
-		return 0, fmt.Errorf("its txid is %d, and %d comes next: with --keep there are no gaps, as in an export without --kind and --lock", t.Txid, e.next)
-	case at > e.last:
-		return at, nil
-	}
-	// Times rise within a partition.
-	e.log.moved++
-	if !t.hasHeader(headerOriginalTime) {
-		t.Headers = append(t.Headers, header{headerOriginalTime, t.Time.UTC().Format(time.RFC3339Nano)})
-	}
-	return e.last + 1, nil
-}
-
-// finish returns the batch, nil if it has no transaction.
-func (e *keptEncoder) finish() *keptBatch {
-	if e.first == 0 {
-		return nil
-	}
-	b := &keptBatch{data: e.w.Finish(), first: e.first, last: e.next - 1}
-	e.log.end = wal.Base{Txid: b.last, Digest: e.log.end.Digest.Next(b.data)}
-	e.first = 0
-	return b
 }
 
 // storedTransaction returns a transaction as a log stores it.

@@ -9,12 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"runtime"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -33,7 +35,7 @@ type lines struct {
 	// chain is a hash over the lines so far: each line's message id has it, so
 	// that an import that goes on finds out if the lines before are others.
 	chain [sha256.Size]byte
-	first []byte // the first line, until it is read
+	first []byte // the next line, if it was looked at: the first one at the beginning
 	// partition is the one that the lines so far name, and named the number of
 	// the first line that names it, 0 for none.
 	partition int
@@ -165,10 +167,17 @@ type chunk struct {
 // chunkBytes is about how many bytes of lines are encoded at once.
 const chunkBytes = 768 << 10
 
-// chunk reads the next piece of at most most lines.
+// chunk reads the next piece of at most most lines, and more if an atomic batch
+// would not be whole.
 func (l *lines) chunk(most int) chunk {
 	c := chunk{first: l.n + 1}
-	for bytes := 0; len(c.lines) < most && bytes < chunkBytes && c.err == nil; {
+	for bytes := 0; c.err == nil; {
+		if len(c.lines) >= most || bytes >= chunkBytes {
+			together, err := l.continues(c.lines[len(c.lines)-1])
+			if c.err = err; !together {
+				break
+			}
+		}
 		line, err := l.next()
 		if err != nil {
 			c.err = err
@@ -180,12 +189,67 @@ func (l *lines) chunk(most int) chunk {
 	return c
 }
 
+// continues reports whether the next line is in the same atomic batch as one.
+func (l *lines) continues(line []byte) (bool, error) {
+	of := namedAtomic(line)
+	if of == nil {
+		return false, nil
+	}
+	for len(l.first) == 0 {
+		next, err := l.read()
+		if err != nil {
+			return false, err
+		}
+		l.first = next
+	}
+	next := namedAtomic(l.first)
+	return next != nil && *next == *of, nil
+}
+
+// namedAtomic returns the atomic batch that a line names, nil if it names none.
+func namedAtomic(line []byte) *atomicRange {
+	if !bytes.Contains(line, []byte("atomic")) && !bytes.Contains(line, []byte(`\u`)) {
+		return nil
+	}
+	var named struct {
+		Atomic *atomicRange `json:"atomic"`
+	}
+	if json.Unmarshal(line, &named) != nil {
+		return nil
+	}
+	return named.Atomic
+}
+
 // importBatch is a batch message of an import.
 type importBatch struct {
-	first uint64 // the number of its first line
-	data  []byte
-	ends  []int // of each line in data
-	err   error // what comes in place of the next line, io.EOF at the end
+	first  uint64      // the number of its first line
+	header nats.Header // of an atomic batch, nil otherwise
+	data   []byte
+	ends   []int // of each line in data
+	err    error // what comes in place of the next line, io.EOF at the end
+}
+
+// lines names the lines of an atomic batch.
+func (b *importBatch) lines() string {
+	return fmt.Sprintf("lines %d to %d, an atomic batch,", b.first, b.first+uint64(len(b.ends))-1)
+}
+
+// expectingNothing returns a batch of one transaction, or an atomic batch, that
+// commits only in an empty partition.
+func (b *importBatch) expectingNothing() *importBatch {
+	one := *b
+	if b.header != nil {
+		one.header = maps.Clone(b.header)
+		one.header.Set(subjects.HeaderExpectedLast, "0")
+		return &one
+	}
+	headers := int(binary.BigEndian.Uint32(b.data))
+	block := b.data[8 : 8+headers-2] // without the empty line at its end
+	block = subjects.AppendBlockEnd(subjects.AppendField(append([]byte(nil), block...), subjects.HeaderExpectedLast, "0"))
+	one.data = binary.BigEndian.AppendUint32(nil, uint32(len(block)))
+	one.data = append(append(append(one.data, b.data[4:8]...), block...), b.data[8+headers:]...)
+	one.ends = []int{len(one.data)}
+	return &one
 }
 
 // after returns the batch without its lines up to the n-th.
@@ -215,43 +279,117 @@ type lineEncoder struct {
 // them.
 func (e *lineEncoder) encode(c chunk) (all []*importBatch) {
 	b := &importBatch{first: c.first}
-	for i, line := range c.lines {
-		start, n := len(b.data), c.first+uint64(i)
-		data, size, err := e.appendLine(b.data, n, c.tags[i], line)
+	for len(c.lines) > 0 {
+		group, err := c.group()
+		switch {
+		case err == nil && len(group) > 1:
+			var whole *importBatch
+			if whole, err = e.encodeAtomic(c, group); err == nil {
+				if len(b.ends) > 0 {
+					all = append(all, b)
+				}
+				all = append(all, whole)
+				b = &importBatch{first: c.first + uint64(len(group))}
+			}
+		case err == nil:
+			all, b, err = e.encodeLine(all, b, c, group[0])
+		}
 		if err != nil {
-			b.err = usagef("line %d: %w", n, plain(err))
+			b.err = err
 			return append(all, b)
 		}
-		// One that may be too large is sent alone: if it is refused, none after
-		// it is in the log.
-		alone := size > e.largest-128
-		if len(b.ends) > 0 && (len(data) > e.most || alone) {
-			all = append(all, b)
-			b = &importBatch{first: n}
-			data, start = append([]byte(nil), data[start:]...), 0
-		}
-		b.data, b.ends = data, append(b.ends, len(data))
-		if alone {
-			all = append(all, b)
-			b = &importBatch{first: n + 1}
-		}
+		c.first, c.lines, c.tags = c.first+uint64(len(group)), c.lines[len(group):], c.tags[len(group):]
 	}
 	b.err = c.err
 	return append(all, b)
 }
 
-// appendLine appends a line's transaction to a batch message. size is that of
-// the transaction.
-func (e *lineEncoder) appendLine(dst []byte, n uint64, tag chainTag, line []byte) (_ []byte, size int, err error) {
-	t, err := decodeTransaction(line)
+// encodeLine adds the transaction of a chunk's first line to b, or to another
+// batch after it.
+func (e *lineEncoder) encodeLine(all []*importBatch, b *importBatch, c chunk, t *transaction) ([]*importBatch, *importBatch, error) {
+	start := len(b.data)
+	var id [128]byte
+	data, size, err := e.appendLine(b.data, appendLineID(id[:0], e.id, c.first, c.tags[0]), t)
 	if err != nil {
-		return dst, 0, err
+		return all, b, usagef("line %d: %w", c.first, plain(err))
 	}
+	// One that may be too large is sent alone: if it is refused, none after
+	// it is in the log.
+	alone := size > e.largest-128
+	if len(b.ends) > 0 && (len(data) > e.most || alone) {
+		all = append(all, b)
+		b = &importBatch{first: c.first}
+		data = append([]byte(nil), data[start:]...)
+	}
+	b.data, b.ends = data, append(b.ends, len(data))
+	if alone {
+		all = append(all, b)
+		b = &importBatch{first: c.first + 1}
+	}
+	return all, b, nil
+}
+
+// group decodes the first line of a chunk, and those that are in the same
+// atomic batch.
+func (c *chunk) group() (group []*transaction, err error) {
+	for i, line := range c.lines {
+		t, err := decodeTransaction(line)
+		if err != nil && i > 0 {
+			break // it is of no group
+		}
+		if err != nil {
+			return nil, usagef("line %d: %w", c.first, plain(err))
+		}
+		if i > 0 && !t.sameAtomic(group[0]) {
+			break
+		}
+		if i > 0 && t.Txid != 0 && t.Txid <= group[i-1].Txid {
+			return nil, usagef("line %d: its txid is %d, and that of the line before, which is in the same atomic batch, %d", c.first+uint64(i), t.Txid, group[i-1].Txid)
+		}
+		if group = append(group, t); t.Atomic == nil {
+			break
+		}
+		if uint64(len(group)) > t.Atomic.size() {
+			return nil, usagef("lines %d to %d: the atomic batch %s has %d transactions, and this is one more", c.first, c.first+uint64(i), t.Atomic, t.Atomic.size())
+		}
+	}
+	return group, nil
+}
+
+// encodeAtomic returns a batch of the first lines of a chunk, which are an
+// atomic batch. Its message id is that of the last one: all of them are in the
+// log, or none.
+func (e *lineEncoder) encodeAtomic(c chunk, group []*transaction) (*importBatch, error) {
+	last := len(group) - 1
+	b := &importBatch{first: c.first, header: nats.Header{
+		subjects.HeaderAtomic: {"true"}, subjects.HeaderMsgID: {string(appendLineID(nil, e.id, c.first+uint64(last), c.tags[last]))},
+	}}
+	for i, t := range group {
+		data, _, err := e.appendLine(b.data, nil, t)
+		if err != nil {
+			return nil, usagef("line %d: %w", c.first+uint64(i), plain(err))
+		}
+		b.data, b.ends = data, append(b.ends, len(data))
+	}
+	switch {
+	case len(group) > e.count:
+		return nil, usagef("%s have more transactions than the NATS server's max_payload allows, which are %d: leave out atomic in them, and each is appended alone", b.lines(), e.count)
+	case len(b.data) > e.most:
+		return nil, usagef("%s have %d bytes with the headers that an import adds: at most %d are allowed; --plain adds fewer, or leave out atomic in them, and each is appended alone",
+			b.lines(), len(b.data), e.most)
+	}
+	return b, nil
+}
+
+// appendLine appends a line's transaction to a batch message, with a message id
+// unless it is in an atomic batch. size is that of the transaction.
+func (e *lineEncoder) appendLine(dst, id []byte, t *transaction) (_ []byte, size int, err error) {
 	start := len(dst)
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
 	dst = subjects.AppendBlockStart(dst)
-	dst = append(dst, subjects.HeaderMsgID+": "...)
-	dst = append(appendLineID(dst, e.id, n, tag), "\r\n"...)
+	if id != nil {
+		dst = subjects.AppendField(dst, subjects.HeaderMsgID, id)
+	}
 	if t.Kind != "" && t.Kind != subjects.DefaultKind {
 		if err := subjects.CheckKind(t.Kind); err != nil {
 			return dst[:start], 0, err

@@ -18,6 +18,10 @@ type importProgress struct {
 	line uint64   // the last line that is in the log, 0 for none
 	tag  chainTag // of that line, if it was read from the log
 	txid uint64   // of that line; 0 for none
+	// found is the transaction that has that line's message id: it, or the
+	// first one of its atomic batch, which is atomic. The cursor is there.
+	found  uint64
+	atomic *atomicRange
 	// headers is how many headers that line's transaction has, if it was read
 	// from the log.
 	headers int
@@ -53,17 +57,17 @@ func (i *importer) locate(ctx context.Context) error {
 		return errAnotherImport
 	}
 	i.located, i.progress.cursor, i.progress.empty = true, cursor.Txid, false
-	mark := max(info.HighWaterMark, i.progress.txid, cursor.Txid)
+	mark := max(info.HighWaterMark, i.progress.found, cursor.Txid)
 	switch {
 	case mark == 0:
 		i.progress.empty = true
 		return nil
 	case cursor.Txid == 0:
 		if err := i.searchWithoutCursor(ctx, &info); err != nil || i.progress.line > 0 {
-			return errors.Join(err, i.searchOn(ctx, i.progress.txid, mark))
+			return errors.Join(err, i.searchOn(ctx, i.progress.found, mark))
 		}
 	case cursor.Txid > 0:
-		if err := i.searchOn(ctx, max(cursor.Txid, i.progress.txid), mark); err != nil || i.progress.line > 0 || i.progress.begins {
+		if err := i.searchOn(ctx, max(cursor.Txid, i.progress.found), mark); err != nil || i.progress.line > 0 || i.progress.begins {
 			return err
 		}
 		return i.searchBack(ctx, cursor.Txid-1, len(info.History) > 0)
@@ -136,15 +140,23 @@ func (i *importer) search(ctx context.Context, from, to uint64) error {
 		p:   i.p, conn: i.conn, out: bufio.NewWriter(io.Discard), next: from, last: to, bulk: true,
 	}
 	r.visit = func(t *transaction) error {
+		if i.progress.atomic != nil && t.Atomic != nil && *t.Atomic == *i.progress.atomic {
+			i.progress.headers = len(t.Headers) // the last one's are those of the line
+		}
 		n, tag, ok := parseLineID(t.MsgID, i.id)
 		if !ok {
 			return nil
 		}
-		if i.progress.line > 0 && t.Txid != from && n != i.progress.line+1 {
+		lines, last := uint64(1), t.Txid
+		if t.Atomic != nil { // it has the message id of its last line
+			lines, last = t.Atomic.size(), t.Atomic.Last
+		}
+		if i.progress.line > 0 && t.Txid != from && n != i.progress.line+lines {
 			return failf(exitFailed, "%w: transaction %d is line %d of the import, and line %d was before it; import what is missing from a file of its own, under another --name",
 				errDisorder, t.Txid, n, i.progress.line)
 		}
-		i.progress.line, i.progress.tag, i.progress.txid = n, tag, t.Txid
+		i.progress.line, i.progress.tag, i.progress.txid = n, tag, last
+		i.progress.found, i.progress.atomic = t.Txid, t.Atomic
 		i.progress.headers = len(t.Headers)
 		return nil
 	}
@@ -172,7 +184,7 @@ func (i *importer) moveCursor(ctx context.Context) error {
 		return nil
 	}
 	i.moved = time.Now()
-	if err := i.setCursor(ctx, i.progress.txid); errors.Is(err, errAnotherImport) {
+	if err := i.setCursor(ctx, i.progress.found); errors.Is(err, errAnotherImport) {
 		return err
 	}
 	return nil
@@ -181,8 +193,8 @@ func (i *importer) moveCursor(ctx context.Context) error {
 // leaveCursor moves the cursor to the last line at the end, also of an import
 // that is interrupted.
 func (i *importer) leaveCursor(ctx context.Context) {
-	if i.progress.txid > i.progress.cursor {
-		_ = i.setCursor(context.WithoutCancel(ctx), i.progress.txid)
+	if i.progress.found > i.progress.cursor {
+		_ = i.setCursor(context.WithoutCancel(ctx), i.progress.found)
 	}
 }
 

@@ -50,6 +50,7 @@ type pageTransaction struct {
 	ReadLocks   []string    `json:"read_locks,omitempty"`
 	AppendLocks []string    `json:"append_locks,omitempty"`
 	Mark        string      `json:"high_water_mark,omitempty"`
+	Atomic      string      `json:"atomic,omitempty"` // the first and the last txid of its atomic batch
 	MsgID       string      `json:"msg_id,omitempty"`
 	Headers     [][2]string `json:"headers,omitempty"`
 	Bytes       int         `json:"bytes"`
@@ -68,6 +69,9 @@ func rowOfPage(t *transaction) *pageTransaction {
 	row := &pageTransaction{
 		Partition: t.Partition, Txid: t.Txid, Time: stamp(t.Time), Kind: t.Kind,
 		WriteLocks: t.WriteLocks, ReadLocks: t.ReadLocks, AppendLocks: t.AppendLocks, Bytes: len(t.data), Payload: t.excerpt(),
+	}
+	if t.Atomic != nil {
+		row.Atomic = t.Atomic.String()
 	}
 	room := shownLocks
 	for _, locks := range []*[]string{&row.WriteLocks, &row.ReadLocks, &row.AppendLocks} {

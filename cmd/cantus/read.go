@@ -33,8 +33,9 @@ type readCmd struct {
 }
 
 func (*readCmd) Help() string {
-	return `Prints a line for each transaction: txid, time, kind, locks (w: write, r: read, a: append) and the payload,
-shortened and with control characters escaped. Without --follow it ends at the high-water mark found at the start.
+	return `Prints a line for each transaction: txid, time, kind, locks (w: write, r: read, a: append), the first and the last
+txid of its atomic batch, if it is in one, and the payload, shortened and with control characters escaped. Without --follow it
+ends at the high-water mark found at the start.
 
 Examples:
 

@@ -175,6 +175,9 @@ func (s *salvageFile) write(group uint32, stored *wal.Transaction) error {
 	if stored.HasHighWaterMark {
 		t.HighWaterMark = &stored.HighWaterMark
 	}
+	if stored.Atomic.Size > 0 {
+		t.Atomic = &atomicRange{stored.First(), stored.Last()}
+	}
 	for _, l := range stored.Locks {
 		switch name := string(l.Name); l.Mode {
 		case wal.WriteLock:

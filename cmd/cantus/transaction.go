@@ -21,20 +21,21 @@ import (
 // other in PayloadBase64. A read of headers alone has neither. HeadersBase64
 // and MsgIDBase64 are set if JSON can't hold the headers or the message id.
 type transaction struct {
-	Partition     int       `json:"partition"`
-	Txid          uint64    `json:"txid"`
-	Time          time.Time `json:"time"`
-	Kind          string    `json:"kind"`
-	WriteLocks    []string  `json:"write_locks,omitempty"`
-	ReadLocks     []string  `json:"read_locks,omitempty"`
-	AppendLocks   []string  `json:"append_locks,omitempty"`
-	HighWaterMark *uint64   `json:"high_water_mark,omitzero"`
-	MsgID         string    `json:"msg_id,omitempty"`
-	MsgIDBase64   []byte    `json:"msg_id_base64,omitempty"`
-	Headers       headers   `json:"headers,omitempty"`
-	HeadersBase64 []byte    `json:"headers_base64,omitempty"`
-	Payload       *string   `json:"payload,omitzero"`
-	PayloadBase64 []byte    `json:"payload_base64,omitempty"`
+	Partition     int          `json:"partition"`
+	Txid          uint64       `json:"txid"`
+	Time          time.Time    `json:"time"`
+	Kind          string       `json:"kind"`
+	WriteLocks    []string     `json:"write_locks,omitempty"`
+	ReadLocks     []string     `json:"read_locks,omitempty"`
+	AppendLocks   []string     `json:"append_locks,omitempty"`
+	HighWaterMark *uint64      `json:"high_water_mark,omitzero"`
+	Atomic        *atomicRange `json:"atomic,omitzero"`
+	MsgID         string       `json:"msg_id,omitempty"`
+	MsgIDBase64   []byte       `json:"msg_id_base64,omitempty"`
+	Headers       headers      `json:"headers,omitempty"`
+	HeadersBase64 []byte       `json:"headers_base64,omitempty"`
+	Payload       *string      `json:"payload,omitzero"`
+	PayloadBase64 []byte       `json:"payload_base64,omitempty"`
 
 	data []byte
 }
@@ -67,6 +68,11 @@ func parseTransaction(msg *nats.Msg, headersOnly bool) (*transaction, error) {
 		}
 		t.HighWaterMark = &mark
 	}
+	for _, value := range h[subjects.HeaderAtomic] {
+		if err := t.setAtomic(value); err != nil {
+			return nil, err
+		}
+	}
 	var own headers // nats.go does not keep their order
 	for _, key := range slices.Sorted(maps.Keys(h)) {
 		if !strings.HasPrefix(key, "Cantus-") && !strings.HasPrefix(key, "Nats-") {
@@ -98,6 +104,8 @@ func unpackTransaction(partition int, p subjects.Packed, headersOnly bool) (*tra
 			t.AppendLocks = append(t.AppendLocks, subjects.LockNames(string(value))...)
 		case subjects.HeaderStoredMsgID:
 			t.setMsgID(string(value))
+		case subjects.HeaderAtomic:
+			return t.setAtomic(string(value))
 		case subjects.HeaderHighWaterMark:
 			mark, err := strconv.ParseUint(string(value), 10, 64)
 			t.HighWaterMark = &mark
@@ -126,9 +134,14 @@ func (t *transaction) setPayload(data []byte) {
 	t.Payload = &text
 }
 
-// line returns the transaction as one line: txid, time, kind, locks, payload.
+// line returns the transaction as one line: txid, time, kind, locks, atomic
+// batch, payload.
 func (t *transaction) line() string {
-	return fmt.Sprintf("%d  %s  %s  %s  %s", t.Txid, stamp(t.Time), printable(t.Kind, 64), t.locks(), t.excerpt())
+	locks := t.locks()
+	if t.Atomic != nil {
+		locks += "  atomic:" + t.Atomic.String()
+	}
+	return fmt.Sprintf("%d  %s  %s  %s  %s", t.Txid, stamp(t.Time), printable(t.Kind, 64), locks, t.excerpt())
 }
 
 // locks returns the locks with the first letters of their modes, "-" for none.

@@ -154,6 +154,9 @@ func decodeTransaction(line []byte) (*transaction, error) {
 	case t.Payload == nil && t.PayloadBase64 == nil:
 		return nil, errors.New("it has no payload, not even an empty one: was it read with --headers-only?")
 	}
+	if err := t.checkAtomic(); err != nil {
+		return nil, err
+	}
 	if t.HeadersBase64 != nil {
 		if !bytes.HasSuffix(t.HeadersBase64, []byte("\r\n")) {
 			return nil, errors.New("headers_base64 are not header lines")

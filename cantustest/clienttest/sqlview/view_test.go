@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -467,5 +468,102 @@ func TestOptionsAreChecked(t *testing.T) {
 		if _, err := open(); !errors.Is(err, sqlview.ErrOptions) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// appendTogether appends payloads as an atomic batch.
+func appendTogether(t *testing.T, c *client.Client, kinds []string, payloads ...string) client.AtomicReceipt {
+	t.Helper()
+	b := new(client.AtomicBatch)
+	for i, p := range payloads {
+		b.Add(kinds[i%len(kinds)], []byte(p))
+	}
+	r, err := c.AppendAtomic(soon(t), b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// An atomic batch is in the database as a whole or not at all, and no mark is
+// inside, wherever its Apply fails.
+func TestAtomicBatchesAreAppliedTogether(t *testing.T) {
+	onEach(t, func(t *testing.T, d database) {
+		l := cantustest.New(t, cantustest.Options{})
+		c := l.NewClient(t, client.Options{})
+		appendTogether(t, c, []string{"a"}, "0")
+		appendTogether(t, c, []string{"a"}, "1", "2", "poison 3", "4") // 2 to 5
+		appendTogether(t, c, []string{"a"}, "5", "6")
+		var asked []string
+		var v *sqlview.View
+		db := d.open(t)
+		prepare(t, db)
+		count := d.dialect.Statement(`SELECT count(*) FROM journal WHERE partition = 0 AND txid >= 2 AND txid <= 5`)
+		v, _ = openView(t, l, d, picky, sqlview.Options{Follow: client.FollowOptions{
+			MinBackoff: time.Millisecond, MaxBatch: 1,
+			OnError: func(tx *client.Transaction, err error, attempt int) client.Decision {
+				asked = append(asked, fmt.Sprint(tx.Txid, ":", attempt))
+				var n int
+				if e := db.QueryRowContext(soon(t), count).Scan(&n); e != nil || n != 0 {
+					t.Errorf("%d of the atomic batch are in the database: %v", n, e)
+				}
+				if at := v.Applied(0); at != 1 || !errors.Is(err, errPoison) || !strings.Contains(err.Error(), "txid 4") {
+					t.Errorf("failed at %d: %v", at, err)
+				}
+				if attempt < 3 {
+					return client.DecideRetry
+				}
+				return client.DecideSkip
+			},
+		}})
+		stop := run(t, v)
+		wait(t, v, 0, 7)
+		stop()
+		if got := fmt.Sprint(asked); got != "[2:1 2:2 2:3]" {
+			t.Errorf("asked %s", got)
+		}
+		checkJournal(t, l, db, 0, 2, 3, 4, 5)
+		parked, err := v.Parked(soon(t))
+		if err != nil || len(parked) != 4 {
+			t.Fatalf("parked %v, %v", parked, err)
+		}
+		if err := v.Resolve(soon(t), 0, 4, picky); !errors.Is(err, errPoison) || !strings.Contains(err.Error(), "txid 4") {
+			t.Fatalf("resolved by a function that fails: %v", err)
+		}
+		checkJournal(t, l, db, 0, 2, 3, 4, 5)
+		var order []uint64
+		if err := v.Resolve(soon(t), 0, 4, func(ctx context.Context, db *sql.Tx, tx *client.Transaction) error {
+			order = append(order, tx.Txid)
+			return insert(ctx, db, tx)
+		}); err != nil || fmt.Sprint(order) != "[2 3 4 5]" {
+			t.Fatalf("resolved %v: %v", order, err)
+		}
+		checkJournal(t, l, db, 0)
+		if err := v.Resolve(soon(t), 0, 2, insert); !errors.Is(err, sqlview.ErrNotParked) {
+			t.Fatalf("resolved twice: %v", err)
+		}
+	})
+}
+
+// If a filter leaves out the end of an atomic batch, the mark is past that too,
+// and is found in the log again.
+func TestTheMarkIsPastAFilteredAtomicBatch(t *testing.T) {
+	l := cantustest.New(t, cantustest.Options{})
+	c := l.NewClient(t, client.Options{})
+	appendTogether(t, c, []string{"pay", "noise"}, "1", "2", "3", "4")
+	opts := sqlview.Options{Follow: client.FollowOptions{Kinds: []string{"pay"}}}
+	d := newSQLite(t)
+	v, db := openView(t, l, d, insert, opts)
+	stop := run(t, v)
+	wait(t, v, 0, 4)
+	stop()
+	var txid uint64
+	if err := db.QueryRowContext(soon(t), `SELECT txid FROM cantus_marks WHERE partition = 0`).Scan(&txid); err != nil || txid != 4 {
+		t.Errorf("the mark is %d: %v", txid, err)
+	}
+	checkJournal(t, l, db, 0, 2, 4)
+	again, _ := openView(t, l, d, insert, opts)
+	if at := again.Applied(0); at != 4 {
+		t.Errorf("opened again at %d", at)
 	}
 }

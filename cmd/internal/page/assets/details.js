@@ -52,6 +52,7 @@ const field = (name, ...value) => [el("dt", {}, name), el("dd", {}, ...value)];
 function fields(t) {
   const all = [...field("time", t.time), ...field("kind", visible(t.kind))];
   if (t.high_water_mark !== undefined) all.push(...field("high-water mark", `${count(t.high_water_mark)}: its writer had applied the partition up to there`));
+  if (t.atomic) all.push(...field("atomic batch", `${t.atomic}: these transactions committed together`));
   if (t.msg_id) all.push(...field("message id", el("span.lock", {}, visible(t.msg_id))));
   for (const [name, value] of t.headers ?? []) all.push(...field(el("span.lock", {}, visible(name)), el("span.lock", {}, visible(value))));
   return el("dl", {}, ...all);
