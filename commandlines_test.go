@@ -59,6 +59,7 @@ var ranBy = []struct {
 	{page: "docs/fuzzing.md", lines: `^make fuzz`, not: "the page says when it is run, and its figures"},
 	{page: "examples/shell/README.md", file: "e2e/natscli_test.go", test: "TestNATSCommand"},
 	{page: "examples/bank/doc.go", file: "examples/bank/doc_test.go", test: "TestTheDocumentsCommandsRunInOrder"},
+	{page: "examples/seats/main.go", file: "examples/seats/main_test.go", test: "TestRules"},
 	{page: "examples/courses/main.go", file: "examples/courses/main_test.go", test: "TestRules"},
 	{page: "examples/follow/main.go", file: "examples/follow/main_test.go", test: "Test"},
 	{page: "examples/transact/main.go", file: "examples/transact/main_test.go", test: "Test"},

@@ -48,7 +48,8 @@ var retiredWords = []retired{
 	},
 	{
 		pattern: `\b[rR]oster|[cC]ontestant|\b[sS]eats?\b|\b[sS]ittings?\b|\bdues\b`, instead: "request pool; system under test; worker configuration; run; schedule",
-		legit: `"kitten", "sitting"`,
+		legit: `"kitten", "sitting"|examples/seats`,
+		files: map[string]string{"examples/seats/main.go": "those of a theatre", "examples/seats/main_test.go": "the same"},
 		bad:   "the roster\nContestants take turns\na seat\nof this sitting\ndues",
 	},
 	{

@@ -37,6 +37,9 @@ type AtomicBatch struct {
 	// ExpectedLast makes the batch commit only if the partition's high-water
 	// mark equals it.
 	ExpectedLast *uint64
+	// NotAfter, unless it is zero, is the last time with which the batch may
+	// commit: see [Request.NotAfter].
+	NotAfter time.Time
 }
 
 // Add adds a transaction with a kind ("" means "tx") and a payload. It returns
@@ -171,6 +174,9 @@ func (b *AtomicBatch) message(f *Future, lines [][]byte) *batch {
 	if b.ExpectedLast != nil {
 		m.atomic.Set(subjects.HeaderExpectedLast, strconv.FormatUint(*b.ExpectedLast, 10))
 	}
+	if !b.NotAfter.IsZero() {
+		m.atomic.Set(subjects.HeaderNotAfter, b.NotAfter.UTC().Format(time.RFC3339Nano))
+	}
 	for i := range b.Unless {
 		m.atomic.Add(subjects.HeaderUnless, string(appendItem(nil, &b.Unless[i])))
 	}
@@ -204,7 +210,7 @@ func (b *AtomicBatch) check() error {
 	case n > subjects.MaxBatch:
 		return b.refuse("the atomic batch has %d transactions: at most %d", subjects.BadRequest, n, subjects.MaxBatch)
 	}
-	whole := Request{Partition: b.Partition, Unless: b.Unless, ID: b.ID}
+	whole := Request{Partition: b.Partition, Unless: b.Unless, ID: b.ID, NotAfter: b.NotAfter}
 	if err := whole.check(); err != nil {
 		return err
 	}
@@ -233,7 +239,7 @@ func (b *AtomicBatch) checkOne(req *Request) error {
 	for _, whole := range []struct {
 		name string
 		set  bool
-	}{{"HighWaterMark", req.HighWaterMark != 0}, {"Unless", len(req.Unless) > 0}, {"ID", req.ID != ""}, {"ExpectedLast", req.ExpectedLast != nil}} {
+	}{{"HighWaterMark", req.HighWaterMark != 0}, {"Unless", len(req.Unless) > 0}, {"ID", req.ID != ""}, {"ExpectedLast", req.ExpectedLast != nil}, {"NotAfter", !req.NotAfter.IsZero()}} {
 		if whole.set {
 			return subjects.Errorf(subjects.BadRequest, "it has %s, which is given for the whole batch: set AtomicBatch.%[1]s", whole.name)
 		}
