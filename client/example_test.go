@@ -85,6 +85,30 @@ func ExampleClient_Append() {
 	// account.42 was written by 1
 }
 
+func ExampleClient_AppendAtomic() {
+	c, done := exampleClient()
+	defer done()
+	ctx := context.Background()
+
+	book := func(room, table string) {
+		booking := new(client.AtomicBatch) // computed at mark 0: the log is empty
+		booking.Add("room-booked", []byte(room)).WriteLock("room." + room)
+		booking.Add("table-booked", []byte(table)).WriteLock("table." + table)
+		r, err := c.AppendAtomic(ctx, booking)
+		var conflict *client.ConflictError
+		if errors.As(err, &conflict) {
+			fmt.Println("nothing is booked:", conflict.Lock, "is taken")
+			return
+		}
+		fmt.Println(r.First, "to", r.Last, err)
+	}
+	book("12", "7")
+	book("14", "7")
+	// Output:
+	// 1 to 2 <nil>
+	// nothing is booked: table.7 is taken
+}
+
 func ExampleClient_Follow() {
 	c, done := exampleClient()
 	defer done()

@@ -96,6 +96,35 @@ func TestATracerSeesAppends(t *testing.T) {
 	}
 }
 
+// A Tracer sees each transaction of an atomic batch.
+func TestATracerSeesAtomicBatches(t *testing.T) {
+	n, plain := newLog(t)
+	r := &tracer{header: nats.Header{"traceparent": {"a context"}}}
+	c := newClient(t, connect(t, n), client.Options{Tracer: r})
+	mustAppendAtomic(t, c, booking(3))
+	if got, want := r.take(), "append cantus 0; append cantus 1; append cantus 2; committed 1; committed 2; committed 3"; got != want {
+		t.Errorf("a commit: %s, want %s", got, want)
+	}
+	for _, tx := range readAll(t, plain, 0) {
+		if tx.Header.Get("traceparent") != "a context" {
+			t.Errorf("%d has the headers %v", tx.Txid, tx.Header)
+		}
+	}
+	b := booking(2)
+	b.Transactions[1].WriteLock("booked")
+	_, err := c.AppendAtomic(soon(t), b)
+	wantErr(t, err, client.ErrConflict)
+	if got, want := r.take(), "append cantus 0; append cantus 1; refused conflict; refused conflict"; got != want {
+		t.Errorf("a conflict: %s, want %s", got, want)
+	}
+	b.Transactions[1] = nil
+	_, err = c.AppendAtomic(soon(t), b)
+	wantErr(t, err, client.ErrBadRequest)
+	if got, want := r.take(), "append cantus 0; refused bad_request"; got != want {
+		t.Errorf("a malformed batch: %s, want %s", got, want)
+	}
+}
+
 // A Tracer sees each call of a handler, retries included, and gives it its
 // context.
 func TestATracerSeesHandlers(t *testing.T) {

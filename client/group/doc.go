@@ -24,7 +24,8 @@
 // handled all transactions in between: none is skipped, and a member that has
 // lost its partition without noticing cannot move the position back or past
 // another member's. Transactions after the position are handled again after a
-// crash: up to [Options.CommitInterval] of work.
+// crash: up to [Options.CommitInterval] of work. The position is never between
+// two transactions of an atomic batch: all of it is handled again.
 //
 // Two members do not run the handler of a partition at the same time if
 //

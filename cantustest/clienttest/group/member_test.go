@@ -237,6 +237,38 @@ func TestLeavingLosesNothing(t *testing.T) {
 	}
 }
 
+// A member that leaves inside an atomic batch has not handled it: the next one
+// gets all of it.
+func TestLeavingInsideAnAtomicBatch(t *testing.T) {
+	t.Parallel()
+	c := newMembers(t, 1, group.Options{CommitInterval: time.Millisecond})
+	c.fill(0, 1)
+	b := &client.AtomicBatch{Transactions: []*client.Request{{}, {}, {}}}
+	if _, err := c.log.NewClient(t, client.Options{}).AppendAtomic(soon(t), b); err != nil {
+		t.Fatal(err)
+	}
+	inside := make(chan struct{})
+	leave, _ := c.join("a", func(ctx context.Context, tx *client.Transaction) error {
+		if tx.Txid == 3 {
+			close(inside)
+			<-ctx.Done()
+			return ctx.Err()
+		}
+		return c.handle(ctx, tx)
+	})
+	<-inside
+	_ = leave()
+	if at := c.position(0); at != 1 {
+		t.Errorf("left at %d", at)
+	}
+	leave, _ = c.join("b", c.handle)
+	c.until("the rest is handled", func() bool { return len(c.handled[0]) > 0 && c.handled[0][len(c.handled[0])-1] == 4 })
+	_ = leave()
+	if got := fmt.Sprint(c.handled[0]); got != "[1 2 2 3 4]" || c.position(0) != 4 {
+		t.Errorf("handled %s, left at %d", got, c.position(0))
+	}
+}
+
 // If somebody else moves the position, the member does not move it back, and
 // continues from there.
 func TestMovedPositionIsNotOverwritten(t *testing.T) {
