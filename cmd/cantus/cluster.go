@@ -225,7 +225,7 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 	if err != nil {
 		return l.explain(err)
 	}
-	if _, err := fmt.Fprintln(p.out, reply.Done); err != nil || wait == 0 {
+	if err := p.decided(reply); err != nil || wait == 0 {
 		return err
 	}
 	return l.await(ctx, began, time.Duration(wait), func(s subjects.ClusterStatus) bool {
@@ -237,6 +237,15 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 		}
 		return done(s)
 	})
+}
+
+// decided prints what was decided, and on standard error what to know about it.
+func (p *program) decided(r subjects.AdminReply) error {
+	for _, w := range r.Warnings {
+		p.note("warning: %s", w)
+	}
+	_, err := fmt.Fprintln(p.out, r.Done)
+	return err
 }
 
 // undecided reports whether an operation was refused, or met nobody, because
