@@ -356,6 +356,44 @@ func (l *natsConn) noLeader(ctx context.Context, p int) error {
 		"and docs/recover.md says what to do if a majority of its nodes is lost", p, p)
 }
 
+// noAppends returns why nobody takes appends to a partition.
+func (l *natsConn) noAppends(ctx context.Context, p int) error {
+	if err := l.elsewhere(ctx, p); err != nil {
+		return err
+	}
+	return l.noLeader(ctx, p)
+}
+
+// elsewhere returns an error if a partition is appended to in a namespace only.
+// It is nil if its leader does not say so, or says it to others only.
+func (l *natsConn) elsewhere(ctx context.Context, p int) error {
+	info, err := l.cluster(ctx)
+	if err != nil || info.Namespace != "" || p >= info.Partitions {
+		return nil
+	}
+	var of subjects.PartitionInfo
+	if err := l.ask(ctx, l.names.PartitionInfo(p), nil, &of); err != nil || of.Namespace == "" {
+		return nil
+	}
+	return usagef("partition %d belongs to the namespace %s, and is appended to there, as its partition %d: give --prefix %s and that number",
+		p, of.Namespace, of.Number, l.names.Namespace(of.Namespace).Prefix)
+}
+
+// inNamespaces returns which partitions belong to a namespace, as far as their
+// leaders say so.
+func (l *natsConn) inNamespaces(ctx context.Context, info subjects.ClusterInfo) (all []int) {
+	if info.Namespace != "" {
+		return nil
+	}
+	answers, _ := l.askPartitions(ctx, moment{}, info.Partitions) // without answers it is not known
+	for p, answer := range answers {
+		if answer.info != nil && answer.info.Namespace != "" {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
 // checkWhole returns an error if a description is that of a namespace: it has
 // no operations.
 func (l *natsConn) checkWhole(info subjects.ClusterInfo) error {
