@@ -73,10 +73,13 @@ func (l *natsConn) clusterStatus(ctx context.Context) (s subjects.ClusterStatus,
 		if err == nil {
 			err = l.checkWhole(info)
 		}
-		if err == nil {
+		if err == nil { // the nodes may have started meanwhile
+			err = l.ask(ctx, l.names.Admin("status"), nil, &s)
+		}
+		if errors.Is(err, nats.ErrNoResponders) {
 			err = failf(exitUnavailable, "no node answers for operations: does this user see %s?", l.names.Admin(">"))
 		}
-		return s, err
+		return s, l.explain(err)
 	}
 	return s, l.explain(err)
 }

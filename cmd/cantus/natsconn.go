@@ -49,6 +49,8 @@ type natsConn struct {
 	names   subjects.Names
 	server  string
 	timeout time.Duration
+	// starting is until when a node may be starting, that does not answer yet.
+	starting time.Time
 
 	mu      sync.Mutex // guards waiting
 	waiting map[*context.CancelCauseFunc]struct{}
@@ -136,7 +138,7 @@ func (c *connection) open(ctx context.Context, command string) (*natsConn, error
 		if r.err != nil {
 			return nil, connectFailure(c.Server, r.err)
 		}
-		l.nc = r.nc
+		l.nc, l.starting = r.nc, time.Now().Add(l.timeout)
 		if err := l.checkInbox(ctx, c); err != nil {
 			l.close()
 			return nil, err
@@ -331,14 +333,23 @@ func (l *natsConn) ask(ctx context.Context, subject string, request, answer any)
 	return nil
 }
 
-// cluster asks any node for the cluster's description.
+// cluster asks any node for the cluster's description, again and again while
+// one may be starting: its NATS server is there before it answers.
 func (l *natsConn) cluster(ctx context.Context) (subjects.ClusterInfo, error) {
 	var info subjects.ClusterInfo
 	err := l.ask(ctx, l.names.Info(), nil, &info)
+	for errors.Is(err, nats.ErrNoResponders) && time.Now().Before(l.starting) {
+		select {
+		case <-ctx.Done():
+			return info, l.explain(ctx.Err())
+		case <-time.After(pollInterval / 2):
+		}
+		err = l.ask(ctx, l.names.Info(), nil, &info)
+	}
 	if errors.Is(err, nats.ErrNoResponders) {
-		err = failf(exitUnavailable, "the NATS server at %s answers, but no Cantus node does under the prefix %q: "+
-			"is --prefix right, and does this user see the node's account, or is the node still waiting for others? Its log says so. "+
-			"\"cantus read P --replica NODE\" shows what a node has; if the others are lost for good, see docs/recover.md", l.server, l.names.Prefix)
+		err = failf(exitUnavailable, "the NATS server at %s answers, but no Cantus node has answered under the prefix %q for %v: "+
+			"a node that is starting or waits for others says so in its log; otherwise, is --prefix right, and does this user see the node's account? "+
+			"\"cantus read P --replica NODE\" shows what a node has; if the others are lost for good, see docs/recover.md", l.server, l.names.Prefix, l.timeout)
 	}
 	return info, l.explain(err)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/internal/barenats"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -295,11 +296,33 @@ func TestUncertaintyOutlivesALaterRefusal(t *testing.T) {
 	w.expect(status, exitUnknown, errOut, "may or may not have committed")
 }
 
+// A node's NATS server is there before the node answers. A command waits for
+// that, and says nothing of a wrong prefix meanwhile.
+func TestANodeThatStartsIsWaitedFor(t *testing.T) {
+	w := newWire(t)
+	flags := connection{Server: w.url, Timeout: duration(testkit.Patience), natsFlags: natsFlags{Prefix: "cantus", Inbox: "_INBOX"}}
+	l, err := flags.open(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	answered := make(chan error, 1)
+	go func() {
+		_, err := l.cluster(t.Context())
+		answered <- err
+	}()
+	testkit.Until(t, "nobody has answered", func() bool { return l.nc.Stats().InMsgs > 0 })
+	w.founded(4)
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNobodyAnswers(t *testing.T) {
 	w := newWire(t)
 	status, _, errOut := w.cantus("x", "append", "0", "--timeout", "1s")
-	w.expect(status, exitUnavailable, errOut, `no Cantus node does under the prefix "cantus"`)
-	status, _, errOut = w.cantus("", "status")
+	w.expect(status, exitUnavailable, errOut, `no Cantus node has answered under the prefix "cantus"`)
+	status, _, errOut = w.cantus("", "status", "--timeout", "100ms")
 	w.expect(status, exitUnavailable, errOut, "no Cantus node")
 
 	w.founded(4)
