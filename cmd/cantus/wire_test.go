@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -296,6 +297,21 @@ func TestUncertaintyOutlivesALaterRefusal(t *testing.T) {
 	w.expect(status, exitUnknown, errOut, "may or may not have committed")
 }
 
+// A leader that is not known is not "none".
+func TestStatusOfLeadersThatDoNotSay(t *testing.T) {
+	w := newWire(t)
+	w.founded(3)
+	w.answer("cantus.info.0", func(int, *nats.Msg) {})
+	w.answer("cantus.info.1", func(_ int, msg *nats.Msg) { respond(msg, refuse(subjects.Errorf(subjects.Unavailable, "because"))) })
+	status, out, errOut := w.cantus("", "status", "--timeout", "200ms")
+	w.expect(status, exitUnavailable, errOut, "without a leader: partition 2")
+	for _, row := range []string{`(?m)^0 +\? +-`, `(?m)^1 +\? +-`, `(?m)^2 +none +-`, `partition 0 did not answer, .* \(no answer from`, `; partition 1 answered "unavailable", so`} {
+		if !regexp.MustCompile(row).MatchString(out) {
+			t.Errorf("%s is not in\n%s", row, out)
+		}
+	}
+}
+
 // A node's NATS server is there before the node answers. A command waits for
 // that, and says nothing of a wrong prefix meanwhile.
 func TestANodeThatStartsIsWaitedFor(t *testing.T) {
@@ -337,7 +353,7 @@ func TestNobodyAnswers(t *testing.T) {
 	status, _, errOut = w.cantus("x", "append", "--key", "k", "--timeout", "1s")
 	w.expect(status, exitUnavailable, errOut, `the partition of key "k" has no leader`)
 	status, out, errOut := w.cantus("", "status")
-	w.expect(status, exitUnavailable, errOut, "without a leader: partition 0, 1, 2, 3")
+	w.expect(status, exitUnavailable, errOut, "without a leader: partitions 0, 1, 2, 3")
 	w.expect(status, exitUnavailable, out, "none")
 }
 
