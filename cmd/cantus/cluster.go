@@ -231,7 +231,7 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 	if err := p.decided(reply); err != nil || wait == 0 {
 		return err
 	}
-	return l.await(ctx, began, time.Duration(wait), func(s subjects.ClusterStatus) bool {
+	err = l.await(ctx, began, time.Duration(wait), func(s subjects.ClusterStatus) bool {
 		switch {
 		case s.Facts < reply.Facts: // of a node that has not heard of it yet
 			return false
@@ -240,6 +240,11 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 		}
 		return done(s)
 	})
+	if what := subject[len(subject)-1]; err != nil || what == "remove" || what == "drain" { // which say more
+		return err
+	}
+	_, err = fmt.Fprintf(p.out, "done after %v\n", time.Since(began).Round(100*time.Millisecond))
+	return err
 }
 
 // decided prints what was decided, and on standard error what to know about it.
@@ -530,13 +535,14 @@ type trimCmd struct {
 	Before    txid      `placeholder:"TXID" xor:"what" help:"Trim what is older than this transaction."`
 	Age       duration  `placeholder:"TIME" xor:"what" help:"Trim what is older than this, in hours, minutes and seconds: 720h for 30 days."`
 	Size      byteSize  `placeholder:"SIZE" xor:"what" help:"Keep about this many bytes of the newest, such as 10GiB."`
+	JSON      bool      `name:"json" help:"Print one JSON object."`
 	connection
 }
 
 func (*trimCmd) Help() string {
 	return `The oldest transactions of the partition are deleted, the same ones on every replica. A trim removes whole batches,
-which are what was replicated at once. Prints the oldest transaction that is kept, and on standard error why it is older
-than it could be: transactions whose message ids are still remembered stay. Readers that ask for an older one are
+which are what was replicated at once. Prints from which transaction on the partition is kept, and on standard error why
+more is kept than was asked for: transactions whose message ids are still remembered stay. Readers that ask for an older one are
 refused as "trimmed". The space on the disk comes back in the background, file by file.
 
 Examples:
@@ -571,6 +577,9 @@ func (c *trimCmd) Run(ctx context.Context, p *program) error {
 	if reply.Because != "" {
 		p.note("more is kept than was asked for: %s", reply.Because)
 	}
-	_, err = fmt.Fprintln(p.out, reply.FirstTxid)
+	if c.JSON {
+		return printJSON(p.out, reply)
+	}
+	_, err = fmt.Fprintf(p.out, "partition %d is kept from transaction %d on\n", reply.Partition, reply.FirstTxid)
 	return err
 }

@@ -194,8 +194,10 @@ func TestATrimSaysWhyMoreIsKept(t *testing.T) {
 		respond(msg, subjects.TrimReply{FirstTxid: 5, Because: "the message id of transaction 7 still counts"})
 	})
 	status, out, errOut := w.cantus("", "trim", "0", "--before", "100")
-	w.expect(status, 0, out, "5\n")
+	w.expect(status, 0, out, "partition 0 is kept from transaction 5 on\n")
 	w.expect(status, 0, errOut, "more is kept than was asked for: the message id of transaction 7 still counts")
+	status, out, _ = w.cantus("", "trim", "0", "--before", "100", "--json")
+	w.expect(status, 0, out, `{"partition":0,"first_txid":5,"because":"the message id of transaction 7 still counts"}`)
 }
 
 // With many partitions, one answer after the other takes long.
@@ -514,6 +516,29 @@ func TestRemoveSaysThatItIsDone(t *testing.T) {
 		}
 		if status, out, errOut := w.cantus("", args...); status != 0 || out != want {
 			t.Errorf("with --wait %s: status %d, %q, %q", wait, status, out, errOut)
+		}
+	}
+}
+
+// With --wait the other operations say that they are done, too.
+func TestOperationsSayThatTheyAreDone(t *testing.T) {
+	w := newWire(t)
+	for _, subject := range []string{"cantus.admin.cluster.balance", "cantus.admin.cluster.transfer", "cantus.admin.node.n1.rebuild"} {
+		w.answer(subject, func(_ int, msg *nats.Msg) { respond(msg, subjects.AdminReply{Done: "it is decided"}) })
+	}
+	w.answer("cantus.admin.status", func(_ int, msg *nats.Msg) {
+		respond(msg, subjects.ClusterStatus{Partitions: []subjects.PartitionStatus{
+			{Leader: "n1", Placement: []string{"n1"}, Replicas: []subjects.ReplicaStatus{{Name: "n1", Voter: true}}},
+		}})
+	})
+	for _, line := range []string{"balance", "transfer 0 --to n1", "rebuild 0 --node n1"} {
+		args := append([]string{"cluster"}, strings.Fields(line)...)
+		if status, out, errOut := w.cantus("", args...); status != 0 || out != "it is decided\n" {
+			t.Errorf("%s: status %d, %q, %q", line, status, out, errOut)
+		}
+		status, out, errOut := w.cantus("", append(args, "--wait", "30s")...)
+		if done := regexp.MustCompile(`^it is decided\ndone after [0-9.]+m?s\n$`); status != 0 || !done.MatchString(out) {
+			t.Errorf("%s --wait: status %d, %q, %q", line, status, out, errOut)
 		}
 	}
 }
