@@ -46,7 +46,7 @@ type clusterStatusCmd struct {
 func (*clusterStatusCmd) Help() string {
 	return `Of each node: its state (member, standby, draining, leaving, or waiting to be added), how many partitions it should hold
 and lead, and how many it leads now. Of each partition: its leader, where it should be (the first should lead), and each
-replica's high-water mark, with a + if it votes.`
+replica's high-water mark, with a + if it votes. docs/operations.md explains each column.`
 }
 
 // Run shows the cluster.
