@@ -225,7 +225,7 @@ func (c *nodes) operate(by string, r subjects.AdminRequest, subject ...string) (
 	defer nc.Close()
 	var last string
 	eventually(c.t, strings.Join(subject, " ")+" "+string(body), func() bool {
-		m, err := nc.Request(subjects.Names{}.Admin(subject...), body, time.Second)
+		m, err := nc.Request(subjects.Names{}.Admin(subject...), body, 5*time.Second) // it may wait for a node that is away
 		if err != nil {
 			return false
 		}

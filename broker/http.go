@@ -102,7 +102,17 @@ func httpHandler(m *metrics, unready func() string, probe func(context.Context) 
 		_, _ = fmt.Fprintln(w, "ready")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 8}))
+	for _, path := range []string{"/healthz", "/livez", "/readyz", "/metrics"} {
+		mux.HandleFunc(path, getOnly)
+	}
 	return mux
+}
+
+// getOnly refuses the methods that a path does not have. The mux does so too,
+// but not beside a handler of all paths, such as that of the page.
+func getOnly(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Allow", "GET, HEAD")
+	http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
 }
 
 // stop closes the port at once, and waits a little for the answers that

@@ -198,6 +198,24 @@ func TestHTTPHandlerOfTheProgram(t *testing.T) {
 	}
 }
 
+// What only answers GET says so, also beside a handler of all other paths.
+func TestHTTPMethods(t *testing.T) {
+	others := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) })
+	for _, h := range []http.Handler{nil, others} {
+		n, _ := one(t, broker.Options{HTTPListen: "127.0.0.1:0", HTTPHandler: h, Profiles: true})
+		for _, path := range []string{"/healthz", "/livez", "/readyz", "/metrics", "/debug/pprof/heap", "/debug/pprof/"} {
+			answer, err := http.Post("http://"+n.HTTPAddr()+path, "text/plain", strings.NewReader("x"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = answer.Body.Close()
+			if allow := answer.Header.Get("Allow"); answer.StatusCode != http.StatusMethodNotAllowed || allow != "GET, HEAD" {
+				t.Errorf("POST %s: %d, Allow: %q", path, answer.StatusCode, allow)
+			}
+		}
+	}
+}
+
 // A connection within the process is let in where one over the client port is.
 func TestLogin(t *testing.T) {
 	users := `authorization { users: [ { user: app, password: secret }, { user: old, password: secret, allowed_connection_types: ["WEBSOCKET"] } ] }`

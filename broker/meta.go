@@ -38,6 +38,7 @@ type meta struct {
 	starts     *generations // the starts of members that are recorded in the facts
 	operations *operations  // served while this node leads
 	handshake  func(ctx context.Context, node string) error
+	announce   func() // has this node's status sent at once
 	// chain holds the digests of the facts after each entry.
 	chain       digests
 	comparisons comparisons
@@ -105,6 +106,7 @@ func (m *meta) Apply(entries []raftstore.Committed) []any {
 	results := make([]any, len(entries))
 	m.state.Lock()
 	defer m.state.Unlock()
+	first := m.facts.Version
 	for i, e := range entries {
 		m.index = e.Index
 		was := m.facts.Version
@@ -115,6 +117,9 @@ func (m *meta) Apply(entries []raftstore.Committed) []any {
 	}
 	close(m.changed)
 	m.changed = make(chan struct{})
+	if m.facts.Version > first && m.announce != nil {
+		m.announce() // an operator may wait for it: see operations.decided
+	}
 	return results
 }
 

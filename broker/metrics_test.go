@@ -113,12 +113,32 @@ func TestAnExpiredCertificateIsLogged(t *testing.T) {
 		t.Fatal(err)
 	}
 	const warning = `level=WARN msg="a certificate has expired`
-	if said := log.count(warning); said != 2 {
-		t.Errorf("it was said %d times", said)
+	if said := log.count(warning); said != 2 || n.CertificateChanges() != 0 {
+		t.Errorf("it was said %d times, after %d changes", said, n.CertificateChanges())
 	}
 	authority.Files("server", time.Now().Add(time.Hour))
-	if err := n.Reload(broker.Options{NATSConfig: conf}); err != nil || log.count(warning) != 2 {
-		t.Errorf("with another certificate it was said %d times, %v", log.count(warning), err)
+	if err := n.Reload(broker.Options{NATSConfig: conf}); err != nil || log.count(warning) != 2 || n.CertificateChanges() != 1 {
+		t.Errorf("with another certificate it was said %d times, after %d changes, %v", log.count(warning), n.CertificateChanges(), err)
+	}
+}
+
+// Other authorities in the same file are a change of certificates too.
+func TestAReloadSeesOtherAuthorities(t *testing.T) {
+	authority := testcert.NewAuthority(t)
+	cert, key := authority.Files("server", time.Now().Add(time.Hour))
+	conf := config(t, fmt.Sprintf("tls { cert_file: %q, key_file: %q, ca_file: %q, verify: true }", cert, key, authority.CAFile()))
+	n, _ := openNode(t, t.TempDir(), broker.Options{NATSConfig: conf})
+	others, err := os.ReadFile(testcert.NamedAuthority(t, "others").CAFile())
+	if err == nil {
+		err = os.WriteFile(authority.CAFile(), others, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second one changes nothing
+		if err := n.Reload(broker.Options{NATSConfig: conf}); err != nil || n.CertificateChanges() != 1 {
+			t.Errorf("%d changes, %v", n.CertificateChanges(), err)
+		}
 	}
 }
 

@@ -68,6 +68,7 @@ type portServer interface {
 	OpenPorts() []natsserver.OpenPort
 	ClusterTLS() *tls.Config
 	Certificates() []natsserver.Certificate
+	CertificateChanges() int
 }
 
 // environment is what a node has around it, instead of the machine's ports, in

@@ -47,6 +47,7 @@ func (s *simServer) NodeUser() natslink.User                { return natslink.Us
 func (s *simServer) AppUser() natslink.User                 { return natslink.User{} }
 func (s *simServer) CurrentUser() nats.Option               { return func(*nats.Options) error { return nil } }
 func (s *simServer) MaxReply() int64                        { return 0 }
+func (s *simServer) CertificateChanges() int                { return 0 }
 func (s *simServer) SetLinks(...*natslink.Link)             {}
 func (s *simServer) MapKeys(subjects.Names, int) error      { return nil }
 func (s *simServer) RemapKeys() error                       { return nil }

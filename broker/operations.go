@@ -172,12 +172,53 @@ func (o *operations) decide(ctx context.Context, compute func(cluster.Facts) (cl
 	if err := o.meta.change(ctx, compute); err != nil {
 		return nil, err
 	}
-	return o.decided(fmt.Sprintf(done, args...)), nil
+	return o.decided(ctx, fmt.Sprintf(done, args...)), nil
 }
 
-// decided returns the reply to an operation that has changed the facts.
-func (o *operations) decided(done string) subjects.AdminReply {
-	return subjects.AdminReply{Done: done, Facts: o.meta.now().Version}
+// decided returns the reply to an operation that has changed the facts, once
+// the other members have applied them: the next request may be answered by any
+// of them, from its own facts. It warns of those that have not.
+func (o *operations) decided(ctx context.Context, done string) subjects.AdminReply {
+	version := o.meta.now().Version
+	r := subjects.AdminReply{Done: done, Facts: version}
+	for _, name := range o.awaitApplied(ctx, version) {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("node %s has not applied this yet: until it has, what it answers is of the time before", name))
+	}
+	return r
+}
+
+// appliedTime is how long the reply to an operation waits for other members.
+const appliedTime = 2 * time.Second
+
+// awaitApplied waits until the members that this node hears have applied a
+// version of the facts, for up to appliedTime, and not for those that no longer
+// answer on the replication connection. It returns the members that are heard
+// and have an earlier version.
+func (o *operations) awaitApplied(ctx context.Context, version uint64) (behind []string) {
+	ctx, cancel := context.WithTimeout(ctx, appliedTime)
+	defer cancel()
+	for {
+		heard := o.peers.next()
+		now, reachable := time.Now(), false
+		behind = nil
+		for name := range o.meta.now().Nodes {
+			q, _ := o.peers.get(name)
+			if name == o.opts.Name || q.Facts >= version || !o.peers.alive(name, now) {
+				continue
+			}
+			behind = append(behind, name)
+			reachable = reachable || o.meta.group.Reachable(name)
+		}
+		slices.Sort(behind)
+		if !reachable {
+			return behind
+		}
+		select {
+		case <-heard:
+		case <-ctx.Done():
+			return behind
+		}
+	}
 }
 
 func (o *operations) nodeOperation(became string, compute func(cluster.Facts, string) (cluster.Command, error)) operation {
@@ -201,7 +242,7 @@ func (o *operations) onDrain(ctx context.Context, m *natslink.Message) (any, err
 		return nil, err
 	}
 	move, stay := o.heldBy(o.meta.now(), r.Node, time.Now())
-	return o.decided(drained(r.Node, move, stay)), nil
+	return o.decided(ctx, drained(r.Node, move, stay)), nil
 }
 
 // drained describes what happens to the replicas of a node that is drained.
@@ -320,7 +361,7 @@ func (o *operations) onRemove(ctx context.Context, m *natslink.Message) (any, er
 		done = fmt.Sprintf("node %s is leaving: %d of the %d replicas of a partition are left then, and %d of them may fail; "+
 			"add a node to have %d again", r.Node, left, replicas, (left-1)/2, replicas)
 	}
-	return o.decided(done), nil
+	return o.decided(ctx, done), nil
 }
 
 // mayLeave returns an error if a partition, or the facts, would have no

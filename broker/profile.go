@@ -43,6 +43,7 @@ func addProfiles(mux *http.ServeMux, address string) {
 	} {
 		mux.HandleFunc("GET /debug/pprof/"+name, localOnly(address, handler))
 	}
+	mux.HandleFunc("/debug/pprof/", getOnly)
 }
 
 // localOnly refuses requests that a web page could make. A page whose own name

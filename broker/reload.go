@@ -49,6 +49,10 @@ func (n *Node) Reload(opts Options) error {
 // certificates; "" without a configuration.
 func (n *Node) NATSConfigDigest() string { return n.nats.ConfigDigest() }
 
+// CertificateChanges returns how many calls of [Node.Reload] have brought other
+// certificates to a port, or other authorities that it trusts.
+func (n *Node) CertificateChanges() int { return n.nats.CertificateChanges() }
+
 // reloadNATS passes the server its new configuration, and replication its TLS.
 func (n *Node) reloadNATS(o Options) error {
 	before := maxTransaction(n.nats.MaxPayload())

@@ -121,7 +121,7 @@ func (o *operations) onRetention(ctx context.Context, m *natslink.Message) (any,
 	reply, err := o.decide(ctx, func(f cluster.Facts) (cluster.Command, error) { return f.SetRetention(partition, &policy) },
 		"the policy of %s is set", whose)
 	if done, is := reply.(subjects.AdminReply); is {
-		done.Warnings = policyWarnings(policy)
+		done.Warnings = append(policyWarnings(policy), done.Warnings...)
 		reply = done
 	}
 	return reply, err

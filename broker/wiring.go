@@ -145,7 +145,7 @@ func (n *Node) groupOptions(id uint32, log *wal.Log, fsm raftstore.FSM, logger *
 func (n *Node) newMeta() *meta {
 	i, services := n.identity, n.services()
 	m := &meta{
-		identity: i, services: services, stored: n.store.Log(metaGroup), peers: n.peers, replicas: n.replicas, starts: n.generations, handshake: n.handshake,
+		identity: i, services: services, stored: n.store.Log(metaGroup), peers: n.peers, replicas: n.replicas, starts: n.generations, handshake: n.handshake, announce: n.gossip.announce,
 	}
 	m.operations = &operations{
 		identity: i, services: services, peers: n.peers, meta: m, replicas: n.replicas, membership: n.membership, shared: n.shared,

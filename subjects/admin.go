@@ -20,6 +20,8 @@ type AdminRequest struct {
 
 // AdminReply is the answer to an operation. Done describes what was decided.
 // The nodes carry it out in the background; the status shows how far they are.
+// The answer comes once the members that are heard have applied the decision;
+// Warnings name those that could not within 2 seconds.
 type AdminReply struct {
 	Done string `json:"done,omitempty"`
 	// Facts is a version of the facts that has the decision: the status of a
@@ -29,7 +31,8 @@ type AdminReply struct {
 	// Rebuilds is what [ReplicaStatus.Rebuilds] is at least once the replica has
 	// been rebuilt. It is 0 for any other operation.
 	Rebuilds uint64 `json:"rebuilds,omitempty"`
-	// Warnings are texts for people: what may be meant otherwise.
+	// Warnings are texts for people: what may be meant otherwise, and which
+	// nodes have not applied the decision yet.
 	Warnings []string `json:"warnings,omitempty"`
 	Error    *Error   `json:"error,omitempty"`
 }

@@ -339,13 +339,19 @@ func (c *appendCmd) try(ctx context.Context, l *natsConn, msg *nats.Msg) (*appen
 // nobody returns why an append had no responder.
 func (c *appendCmd) nobody(ctx context.Context, l *natsConn) error {
 	if c.Key != "" {
-		if _, err := l.cluster(ctx); err != nil {
+		info, err := l.cluster(ctx)
+		if err != nil {
 			return err
+		}
+		if in := l.inNamespaces(ctx, info); len(in) > 0 {
+			return failf(exitUnavailable, "the partition of key %q has no leader at the moment, or belongs to a namespace, as %s %s: "+
+				"see \"cantus namespace show\", and give the --prefix of the namespace",
+				c.Key, listPartitions(in, 0), either(len(in), "does", "do"))
 		}
 		return failf(exitUnavailable, "the partition of key %q has no leader at the moment: try again", c.Key)
 	}
 	n, _ := strconv.Atoi(c.Partition)
-	return l.noLeader(ctx, n)
+	return l.noAppends(ctx, n)
 }
 
 // passing reports whether another attempt within seconds may succeed.

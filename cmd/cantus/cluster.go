@@ -46,7 +46,7 @@ type clusterStatusCmd struct {
 func (*clusterStatusCmd) Help() string {
 	return `Of each node: its state (member, standby, draining, leaving, or waiting to be added), how many partitions it should hold
 and lead, and how many it leads now. Of each partition: its leader, where it should be (the first should lead), and each
-replica's high-water mark, with a + if it votes.`
+replica's high-water mark, with a + if it votes. docs/operations.md explains each column.`
 }
 
 // Run shows the cluster.
@@ -73,10 +73,13 @@ func (l *natsConn) clusterStatus(ctx context.Context) (s subjects.ClusterStatus,
 		if err == nil {
 			err = l.checkWhole(info)
 		}
-		if err == nil {
+		if err == nil { // the nodes may have started meanwhile
+			err = l.ask(ctx, l.names.Admin("status"), nil, &s)
+		}
+		if errors.Is(err, nats.ErrNoResponders) {
 			err = failf(exitUnavailable, "no node answers for operations: does this user see %s?", l.names.Admin(">"))
 		}
-		return s, err
+		return s, l.explain(err)
 	}
 	return s, l.explain(err)
 }
@@ -225,10 +228,10 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 	if err != nil {
 		return l.explain(err)
 	}
-	if _, err := fmt.Fprintln(p.out, reply.Done); err != nil || wait == 0 {
+	if err := p.decided(reply); err != nil || wait == 0 {
 		return err
 	}
-	return l.await(ctx, began, time.Duration(wait), func(s subjects.ClusterStatus) bool {
+	err = l.await(ctx, began, time.Duration(wait), func(s subjects.ClusterStatus) bool {
 		switch {
 		case s.Facts < reply.Facts: // of a node that has not heard of it yet
 			return false
@@ -237,6 +240,20 @@ func (c *connection) operate(ctx context.Context, p *program, subject []string, 
 		}
 		return done(s)
 	})
+	if what := subject[len(subject)-1]; err != nil || what == "remove" || what == "drain" { // which say more
+		return err
+	}
+	_, err = fmt.Fprintf(p.out, "done after %v\n", time.Since(began).Round(100*time.Millisecond))
+	return err
+}
+
+// decided prints what was decided, and on standard error what to know about it.
+func (p *program) decided(r subjects.AdminReply) error {
+	for _, w := range r.Warnings {
+		p.note("warning: %s", w)
+	}
+	_, err := fmt.Fprintln(p.out, r.Done)
+	return err
 }
 
 // undecided reports whether an operation was refused, or met nobody, because
@@ -518,13 +535,14 @@ type trimCmd struct {
 	Before    txid      `placeholder:"TXID" xor:"what" help:"Trim what is older than this transaction."`
 	Age       duration  `placeholder:"TIME" xor:"what" help:"Trim what is older than this, in hours, minutes and seconds: 720h for 30 days."`
 	Size      byteSize  `placeholder:"SIZE" xor:"what" help:"Keep about this many bytes of the newest, such as 10GiB."`
+	JSON      bool      `name:"json" help:"Print one JSON object."`
 	connection
 }
 
 func (*trimCmd) Help() string {
 	return `The oldest transactions of the partition are deleted, the same ones on every replica. A trim removes whole batches,
-which are what was replicated at once. Prints the oldest transaction that is kept, and on standard error why it is older
-than it could be: transactions whose message ids are still remembered stay. Readers that ask for an older one are
+which are what was replicated at once. Prints from which transaction on the partition is kept, and on standard error why
+more is kept than was asked for: transactions whose message ids are still remembered stay. Readers that ask for an older one are
 refused as "trimmed". The space on the disk comes back in the background, file by file.
 
 Examples:
@@ -559,6 +577,9 @@ func (c *trimCmd) Run(ctx context.Context, p *program) error {
 	if reply.Because != "" {
 		p.note("more is kept than was asked for: %s", reply.Because)
 	}
-	_, err = fmt.Fprintln(p.out, reply.FirstTxid)
+	if c.JSON {
+		return printJSON(p.out, reply)
+	}
+	_, err = fmt.Fprintf(p.out, "partition %d is kept from transaction %d on\n", reply.Partition, reply.FirstTxid)
 	return err
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -18,6 +20,28 @@ func TestReplicaList(t *testing.T) {
 	})
 	if want := "n1:7+ n2:5 n3+ (away) n4:6+ (fenced)"; got != want {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// Operators look up what a column means.
+func TestColumnsAreExplained(t *testing.T) {
+	page, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	if err := printCluster(&b, subjects.ClusterStatus{}); err != nil {
+		t.Fatal(err)
+	}
+	columns := regexp.MustCompile(`[A-Z]+( [A-Z]+)*`).FindAllString(regexp.MustCompile(`(?m)^(NODE|PARTITION) .*$`).FindString(b.String())+"  "+
+		regexp.MustCompile(`(?m)^PARTITION .*$`).FindString(b.String()), -1)
+	if len(columns) != 13 {
+		t.Fatalf("%q", columns)
+	}
+	for _, c := range columns {
+		if !regexp.MustCompile("(?m)^\\| (`[A-Z ]+`, )?`" + c + "`").Match(page) {
+			t.Errorf("docs/operations.md does not explain the column %s", c)
+		}
 	}
 }
 

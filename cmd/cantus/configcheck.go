@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
+	"time"
 
 	"github.com/alecthomas/kong"
 )
@@ -25,7 +27,8 @@ func (*configCheckCmd) Help() string {
 the file. Then it prints each setting and where its value comes from, as a configuration file; secrets are left out. The exit
 status is 2 if serve would refuse the configuration, else 0. A node may be running meanwhile.
 
-It reads the files that the settings name: the NATS configuration, certificates, the cluster's token. It does not try whether ports
+It reads the files that the settings name: the NATS configuration, certificates, the cluster's token. It warns of files with secrets
+that others can read, and of certificates that have expired or will within two weeks. It does not try whether ports
 are free, whether the data directory is that of this node, or whether other machines answer.
 
 Examples:
@@ -56,7 +59,7 @@ func (c *configCheckCmd) Run(ctx context.Context, p *program, parsed *kong.Conte
 	if err := c.print(p.out, parsed); err != nil {
 		return err
 	}
-	for _, text := range c.readable() {
+	for _, text := range slices.Concat(c.readable(), c.expiring(time.Now())) {
 		p.note("warning: %s", text)
 	}
 	return c.refusals(ctx).err()

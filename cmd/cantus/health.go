@@ -146,12 +146,14 @@ func (v *assessment) groupOf(partition int, replicas []subjects.ReplicaStatus) g
 // lookForLeaders finds the partitions that have no leader, or whose leader does
 // not answer.
 func (v *assessment) lookForLeaders(s survey) {
-	var silent reasons
+	var silent, refused reasons
 	for p, answer := range s.partitions {
 		switch {
 		case answer.info != nil:
 		case answer.silent != "":
 			silent.add(answer.silent, p)
+		case answer.refused != "":
+			refused.add(string(answer.refused), p)
 		default:
 			v.Leaderless = append(v.Leaderless, p)
 			if s.status == nil || p >= len(s.status.Partitions) {
@@ -174,6 +176,9 @@ func (v *assessment) lookForLeaders(s survey) {
 	}
 	for _, why := range silent.all {
 		v.trouble = append(v.trouble, fmt.Sprintf("%s did not answer, so it is not known whether writes succeed there (%s)", v.list(silent.of[why]), why))
+	}
+	for _, why := range refused.all {
+		v.trouble = append(v.trouble, fmt.Sprintf("%s answered %q, so it is not known whether writes succeed there", v.list(refused.of[why]), why))
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,12 +21,14 @@ import (
 //	nodes NAME…          the members, all up and ready
 //	away NAME TIME       a member is away since TIME of 3 November
 //	waiting NAME         a node waits to be added
-//	unready, full, damaged NAME
+//	unready NAME [WHY]   a node is not ready
+//	full, damaged NAME
 //	facts REPLICA…       the replicas of the facts
 //	partition REPLICA…   those of the next partition
 //	leaderless [TIME]    the last partition has no leader, since TIME
 //	silent, refuses, restoring, mirror
 //	                     how its leader answers
+//	heard NAME           its leader hears a node that is away for the others
 //	moved                the node that answers has another leader for it
 //	unknown WHY          no node answers for the cluster
 //
@@ -72,7 +75,7 @@ func (s *scene) add(what string, words []string) {
 		n.Alive, n.Ready, n.Away = false, false, s.clock(words[1:])
 	case "unready":
 		n := s.node(words[0])
-		n.Ready, n.Unready = false, "partition 0 is catching up"
+		n.Ready, n.Unready = false, cmp.Or(strings.Join(words[1:], " "), "partition 0 is catching up")
 	case "full":
 		s.node(words[0]).StorageFull = true
 	case "damaged":
@@ -87,7 +90,7 @@ func (s *scene) add(what string, words []string) {
 			if !slices.Contains(words, "["+r.Name+"]") {
 				one.Placement = append(one.Placement, r.Name)
 			}
-			info.Replicas = append(info.Replicas, subjects.ReplicaInfo{Name: r.Name, Voter: r.Voter})
+			info.Replicas = append(info.Replicas, subjects.ReplicaInfo{Name: r.Name, Voter: r.Voter, State: r.State})
 		}
 		s.status.Partitions = append(s.status.Partitions, one)
 		s.survey.partitions = append(s.survey.partitions, partitionAnswer{info: info})
@@ -102,6 +105,12 @@ func (s *scene) add(what string, words []string) {
 		s.survey.partitions[p].info.Restoring = true
 	case "mirror":
 		s.survey.partitions[p].info.MirrorOf = "5e2c"
+	case "heard":
+		for i := range s.survey.partitions[p].info.Replicas {
+			if r := &s.survey.partitions[p].info.Replicas[i]; r.Name == words[0] {
+				r.State = "follower"
+			}
+		}
 	case "moved":
 		s.status.Partitions[p].Term--
 	case "unknown":

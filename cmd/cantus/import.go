@@ -299,7 +299,7 @@ func (i *importer) send(ctx context.Context, b *importBatch) error {
 	answer, err := i.conn.request(ctx, &nats.Msg{Subject: i.conn.names.Batch(int(i.cmd.Partition)), Header: b.header, Data: b.data})
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
-		return i.conn.noLeader(ctx, int(i.cmd.Partition))
+		return i.conn.noAppends(ctx, int(i.cmd.Partition))
 	case errors.Is(err, nats.ErrMaxPayload):
 		return err
 	case err != nil:

@@ -87,8 +87,7 @@ func (c *connection) changeNamespace(ctx context.Context, p *program, r subjects
 	if err != nil {
 		return l.explain(err)
 	}
-	_, err = fmt.Fprintln(p.out, reply.Done)
-	return err
+	return p.decided(reply)
 }
 
 type namespaceShowCmd struct {

@@ -49,6 +49,8 @@ type natsConn struct {
 	names   subjects.Names
 	server  string
 	timeout time.Duration
+	// starting is until when a node may be starting, that does not answer yet.
+	starting time.Time
 
 	mu      sync.Mutex // guards waiting
 	waiting map[*context.CancelCauseFunc]struct{}
@@ -136,7 +138,7 @@ func (c *connection) open(ctx context.Context, command string) (*natsConn, error
 		if r.err != nil {
 			return nil, connectFailure(c.Server, r.err)
 		}
-		l.nc = r.nc
+		l.nc, l.starting = r.nc, time.Now().Add(l.timeout)
 		if err := l.checkInbox(ctx, c); err != nil {
 			l.close()
 			return nil, err
@@ -331,14 +333,23 @@ func (l *natsConn) ask(ctx context.Context, subject string, request, answer any)
 	return nil
 }
 
-// cluster asks any node for the cluster's description.
+// cluster asks any node for the cluster's description, again and again while
+// one may be starting: its NATS server is there before it answers.
 func (l *natsConn) cluster(ctx context.Context) (subjects.ClusterInfo, error) {
 	var info subjects.ClusterInfo
 	err := l.ask(ctx, l.names.Info(), nil, &info)
+	for errors.Is(err, nats.ErrNoResponders) && time.Now().Before(l.starting) {
+		select {
+		case <-ctx.Done():
+			return info, l.explain(ctx.Err())
+		case <-time.After(pollInterval / 2):
+		}
+		err = l.ask(ctx, l.names.Info(), nil, &info)
+	}
 	if errors.Is(err, nats.ErrNoResponders) {
-		err = failf(exitUnavailable, "the NATS server at %s answers, but no Cantus node does under the prefix %q: "+
-			"is --prefix right, and does this user see the node's account, or is the node still waiting for others? Its log says so. "+
-			"\"cantus read P --replica NODE\" shows what a node has; if the others are lost for good, see docs/recover.md", l.server, l.names.Prefix)
+		err = failf(exitUnavailable, "the NATS server at %s answers, but no Cantus node has answered under the prefix %q for %v: "+
+			"a node that is starting or waits for others says so in its log; otherwise, is --prefix right, and does this user see the node's account? "+
+			"\"cantus read P --replica NODE\" shows what a node has; if the others are lost for good, see docs/recover.md", l.server, l.names.Prefix, l.timeout)
 	}
 	return info, l.explain(err)
 }
@@ -354,6 +365,44 @@ func (l *natsConn) noLeader(ctx context.Context, p int) error {
 	}
 	return failf(exitUnavailable, "partition %d has no leader at the moment: try again; \"cantus read %d --replica NODE\" shows what one node has, "+
 		"and docs/recover.md says what to do if a majority of its nodes is lost", p, p)
+}
+
+// noAppends returns why nobody takes appends to a partition.
+func (l *natsConn) noAppends(ctx context.Context, p int) error {
+	if err := l.elsewhere(ctx, p); err != nil {
+		return err
+	}
+	return l.noLeader(ctx, p)
+}
+
+// elsewhere returns an error if a partition is appended to in a namespace only.
+// It is nil if its leader does not say so, or says it to others only.
+func (l *natsConn) elsewhere(ctx context.Context, p int) error {
+	info, err := l.cluster(ctx)
+	if err != nil || info.Namespace != "" || p >= info.Partitions {
+		return nil
+	}
+	var of subjects.PartitionInfo
+	if err := l.ask(ctx, l.names.PartitionInfo(p), nil, &of); err != nil || of.Namespace == "" {
+		return nil
+	}
+	return usagef("partition %d belongs to the namespace %s, and is appended to there, as its partition %d: give --prefix %s and that number",
+		p, of.Namespace, of.Number, l.names.Namespace(of.Namespace).Prefix)
+}
+
+// inNamespaces returns which partitions belong to a namespace, as far as their
+// leaders say so.
+func (l *natsConn) inNamespaces(ctx context.Context, info subjects.ClusterInfo) (all []int) {
+	if info.Namespace != "" {
+		return nil
+	}
+	answers, _ := l.askPartitions(ctx, moment{}, info.Partitions) // without answers it is not known
+	for p, answer := range answers {
+		if answer.info != nil && answer.info.Namespace != "" {
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 // checkWhole returns an error if a description is that of a namespace: it has

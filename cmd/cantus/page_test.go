@@ -30,7 +30,12 @@ type pageOf struct {
 // page.
 func openPage(t *testing.T, what, config string) *pageOf {
 	t.Helper()
-	o := broker.Options{HTTPListen: "127.0.0.1:0"}
+	return openPageWith(t, what, config, broker.Options{})
+}
+
+func openPageWith(t *testing.T, what, config string, o broker.Options) *pageOf {
+	t.Helper()
+	o.HTTPListen = "127.0.0.1:0"
 	if config != "" {
 		o.NATSConfig = filepath.Join(t.TempDir(), "nats.conf")
 		if err := os.WriteFile(o.NATSConfig, []byte("listen: 127.0.0.1:-1\n"+config), 0o600); err != nil {
@@ -307,6 +312,38 @@ func TestPageFollowsLocks(t *testing.T) {
 		var answer struct{ Error string }
 		if status := p.get(path, &answer); status != http.StatusNotFound || answer.Error == "" {
 			t.Errorf("%s: %d: %+v", path, status, answer)
+		}
+	}
+}
+
+// A lock is found far away in both directions: by the index, and without one
+// too while the log up to there is small.
+func TestPageFindsLocksFarAway(t *testing.T) {
+	testkit.NotShort(t, "appends 300,000 transactions")
+	for _, index := range []bool{true, false} {
+		p := openPageWith(t, "full", "", broker.Options{NoIndex: !index})
+		p.login(page.Credentials{})
+		p.write("a", 0, "account.42")
+		const others = 3 * searchMost / 2
+		var last *client.Future
+		for range others {
+			f, err := p.AppendAsync(t.Context(), &client.Request{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = f
+		}
+		if _, err := last.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		p.write("z", others+1, "account.42")
+		var back, ahead aroundOfPage
+		p.get(fmt.Sprintf("around?partition=0&txid=%d&lock=account.>", others+2), &back)
+		p.get("around?partition=0&txid=1&lock=account.>", &ahead)
+		var l lockOfPage
+		p.get("lock?partition=0&lock=account.42", &l)
+		if back.Before.Found == nil || back.Before.Found.Txid != 1 || ahead.After.Found == nil || ahead.After.Found.Txid != others+2 || len(l.Recorded) != 2 || !l.Exact {
+			t.Errorf("with an index %v: before %+v, after %+v, all %+v", index, back.Before, ahead.After, l)
 		}
 	}
 }

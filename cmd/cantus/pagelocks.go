@@ -10,11 +10,11 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// A search through the log for a lock is bounded: it does not use the index of
-// names, and a node reads all of what it searches.
+// A search for a lock uses the index of names, and is bounded for what that
+// does not have: a node reads all of the log there.
 const (
 	searchMost   = 200_000 // transactions
-	searchFirst  = 2_000   // those that are searched first; then more at a time
+	searchFirst  = 2_000   // those of the archive that are searched first; then more at a time
 	searchTime   = 4 * time.Second
 	searchPlaces = 20 // found transactions of a lock
 	searchPage   = 512
@@ -83,7 +83,7 @@ func (v *pageViewer) after(ctx context.Context, q page.AroundQuery, newest *tran
 	if newest != nil && newest.Txid <= q.Txid {
 		return direction{First: d.First, Exact: true, Because: "the partition's lock table has no newer one"}, nil
 	}
-	read := &readCmd{Partition: partition(q.Partition), Lock: lockName(q.Lock), HeadersOnly: true}
+	read := readOfLock(q.Partition, q.Lock)
 	deadline := time.Now().Add(searchTime)
 	for next := d.First; d.Found == nil; {
 		var mark uint64
@@ -130,6 +130,12 @@ func (v *pageViewer) before(ctx context.Context, q page.AroundQuery, newest *tra
 	return d, nil
 }
 
+// readOfLock reads the transactions that recorded a lock, without payloads. As
+// a query, and not as a filter, so that the index is used.
+func readOfLock(p int, lock string) *readCmd {
+	return &readCmd{Partition: partition(p), Query: []queryItem{{Locks: []string{lock}}}, HeadersOnly: true}
+}
+
 func foundOf(t *transaction) *found { return &found{t.Txid, stamp(t.Time), t.Kind} }
 
 // backward searches the transactions below a txid for those that recorded a
@@ -140,14 +146,27 @@ func (v *pageViewer) backward(ctx context.Context, p int, lock string, below uin
 	if err := v.conn.ask(ctx, v.conn.names.PartitionInfo(p), nil, &info); err != nil {
 		return nil, 0, false, err
 	}
+	deadline := time.Now().Add(searchTime)
+	further := func() bool { return len(all) < most && below-from < searchMost && time.Now().Before(deadline) }
+	from = max(below, info.FirstTxid)
+	read := readOfLock(p, lock)
+	read.NewestFirst = true
+	for from > info.FirstTxid && further() {
+		next, _, err := v.read(ctx, read, from-1, most-len(all), func(t *transaction) error {
+			all = append(all, t)
+			return nil
+		})
+		if err != nil {
+			return nil, 0, false, err
+		}
+		from = max(next+1, info.FirstTxid)
+	}
 	first := info.FirstTxid
 	if info.ArchivedFrom > 0 {
 		first = min(first, info.ArchivedFrom)
 	}
-	deadline := time.Now().Add(searchTime)
-	end := max(below, first)
-	from = end
-	for size := uint64(searchFirst); from > first && len(all) < most && below-from < searchMost && time.Now().Before(deadline); size *= 2 {
+	from = min(from, max(below, first))
+	for size := uint64(searchFirst); from > first && from <= info.FirstTxid && further(); size *= 2 {
 		start := first
 		if from > first+size {
 			start = from - size
@@ -167,8 +186,8 @@ func (v *pageViewer) backward(ctx context.Context, p int, lock string, below uin
 	return all, from, from <= first && first == 1, nil
 }
 
-// window returns the transactions from start to end, without it, that recorded
-// a lock.
+// window returns the transactions of the archive from start to end, without it,
+// that recorded a lock: what goes backwards does not go into the archive.
 func (v *pageViewer) window(ctx context.Context, p int, lock string, start, end uint64) (all []*transaction, err error) {
 	read := &readCmd{Partition: partition(p), Lock: lockName(lock), HeadersOnly: true}
 	for next := start; next < end; {

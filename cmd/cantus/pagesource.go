@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -185,9 +186,9 @@ func partitionOfPage(found survey, p int, a partitionAnswer) pagePartition {
 	}
 	i := a.info
 	if i == nil {
-		shown.Trouble = "no leader"
-		if a.silent != "" {
-			shown.Trouble = "no answer: " + a.silent
+		shown.Trouble = cmp.Or(string(a.refused), "no answer: "+a.silent)
+		if a.leaderless() {
+			shown.Trouble = "no leader"
 		}
 		for _, r := range known {
 			shown.Replicas = append(shown.Replicas, pageReplica{r.Name, r.State, r.Voter, r.CaughtUp, r.HighWaterMark})

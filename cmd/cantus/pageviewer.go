@@ -161,13 +161,15 @@ func permission(err error) string {
 }
 
 // read reads transactions of a partition from a txid on, at most a number of
-// them, and returns where the next read starts, and the high-water mark. Where
-// a lock or a kind is given, the node goes through a bounded stretch of the
-// log.
+// them, and returns where the next read starts, and the high-water mark. The
+// node may go through a bounded stretch of the log only.
 func (v *pageViewer) read(ctx context.Context, r *readCmd, from uint64, most int, visit func(*transaction) error) (next, mark uint64, err error) {
 	r.Max = count(most)
 	rd := &reader{cmd: r, conn: v.conn, next: from, visit: visit, plain: true}
 	next, mark, err = rd.page(ctx)
+	if r.NewestFirst {
+		return next, mark, err
+	}
 	return max(next, rd.next), mark, err
 }
 

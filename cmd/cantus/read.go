@@ -35,7 +35,8 @@ type readCmd struct {
 func (*readCmd) Help() string {
 	return `Prints a line for each transaction: txid, time, kind, locks (w: write, r: read, a: append), the first and the last
 txid of its atomic batch, if it is in one, and the payload, shortened and with control characters escaped. Without --follow it
-ends at the high-water mark found at the start.
+ends at the high-water mark found at the start. With --kind, --lock or --query, standard error says up to which transaction
+what is printed is complete: the --hwm of an append that was computed from it.
 
 Examples:
 
@@ -62,7 +63,7 @@ type reader struct {
 	out  *bufio.Writer
 
 	next     uint64 // the first transaction not yet printed or filtered out; with --newest-first 0 for the newest
-	last     uint64 // where to stop; 0 for unknown or never
+	last     uint64 // where to stop, with --newest-first where it began; 0 for unknown or never
 	printed  int
 	trimmed  bool // the last request was refused for that
 	troubled bool // the last request failed, and that was reported
@@ -108,6 +109,9 @@ func (c *readCmd) Run(ctx context.Context, p *program) error {
 			p.note("node %s knows that the transactions up to %d are committed; what its log has after them is not known to be, "+
 				"and \"cantus salvage\" reads that too, with the node stopped", c.Replica, r.last)
 		}
+		if done && err == nil && c.Replica == "" && (len(c.Kinds) > 0 || c.Lock != "" || len(c.Query) > 0) {
+			p.note("%s", r.complete())
+		}
 		switch {
 		case c.Follow && ctx.Err() != nil:
 			return nil // an interrupt is the normal end of following
@@ -117,6 +121,23 @@ func (c *readCmd) Run(ctx context.Context, p *program) error {
 			return nil
 		}
 	}
+}
+
+// complete says for which transactions the output is complete: where some are
+// left out, the last one that is printed is not the high-water mark of its
+// state.
+func (r *reader) complete() string {
+	first, last := uint64(1), r.last
+	switch {
+	case r.cmd.NewestFirst:
+		first = max(r.next+1, uint64(r.cmd.From.txid))
+	case r.full():
+		last = min(r.next-1, last)
+	}
+	if first > 1 && r.cmd.NewestFirst {
+		return fmt.Sprintf("complete from transaction %d up to %d, the high-water mark", first, last)
+	}
+	return fmt.Sprintf("complete up to transaction %d, the high-water mark (--hwm) of what is printed", last)
 }
 
 // step makes one request and prints its transactions. done is true if there is
@@ -149,6 +170,9 @@ func (r *reader) step(ctx context.Context) (done bool, err error) {
 	}
 	r.troubled, r.succeeded = false, time.Now()
 	if r.cmd.NewestFirst {
+		if next == 0 {
+			r.last = mark
+		}
 		r.next = from
 		return r.full() || r.next == 0 || r.next < uint64(r.cmd.From.txid), nil
 	}
@@ -347,6 +371,9 @@ func (r *reader) print(t *transaction) (err error) {
 	r.next = t.Txid + 1
 	if r.cmd.NewestFirst {
 		r.next = t.Txid - 1
+		if r.last == 0 { // until the end of the answer says more
+			r.last = t.Txid
+		}
 	}
 	r.printed++
 	if r.visit != nil {

@@ -32,7 +32,7 @@ func valuesOf(flags []*kong.Flag) flagValues {
 // mistake nothing changes. It returns the status for the service manager.
 func (p *program) reload(node *broker.Node, running flagValues, level *slog.LevelVar, log *slog.Logger) (status string) {
 	next, values, err := p.parseServe()
-	was, open := node.NATSConfigDigest(), node.OpenPorts()
+	was, open, certificates := node.NATSConfigDigest(), node.OpenPorts(), node.CertificateChanges()
 	if err == nil {
 		var opts broker.Options
 		if opts, err = next.options(); err == nil {
@@ -55,10 +55,14 @@ func (p *program) reload(node *broker.Node, running flagValues, level *slog.Leve
 			restart = append(restart, name)
 		}
 	}
-	if len(changed) == 0 {
-		changed = []string{"nothing, except perhaps certificates"}
+	if node.CertificateChanges() > certificates {
+		changed = append(changed, "certificates")
 	}
-	log.Info("reloaded: the NATS configuration, certificates, log level and limits", "changed", strings.Join(changed, ","))
+	if len(changed) == 0 {
+		log.Info("reloaded: nothing has changed")
+	} else {
+		log.Info("reloaded: changes take effect", "changed", strings.Join(changed, ","))
+	}
 	if now := node.OpenPorts(); now != open {
 		log.Info("open: " + now)
 	}

@@ -147,11 +147,7 @@ func (l *natsConn) changeRetention(ctx context.Context, p *program, r subjects.R
 	if err != nil {
 		return l.explain(err)
 	}
-	for _, w := range reply.Warnings {
-		p.note("warning: %s", w)
-	}
-	_, err = fmt.Fprintln(p.out, reply.Done)
-	return err
+	return p.decided(reply)
 }
 
 type retentionShowCmd struct {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"reflect"
 	"regexp"
@@ -208,6 +209,30 @@ func (c *serveFlags) refusals(ctx context.Context) mistakes {
 	}
 	if err := a.Close(); err != nil {
 		return append(all, fmt.Errorf("--archive: %w", err))
+	}
+	return all
+}
+
+// expiresSoon is how long before a certificate expires it is warned of.
+const expiresSoon = 14 * 24 * time.Hour
+
+// expiring returns a text for each certificate that has expired by now, or will
+// soon.
+func (c *serveFlags) expiring(now time.Time) (all []string) {
+	opts, err := c.options()
+	if err != nil {
+		return nil // it is refused
+	}
+	expiry := broker.CertificateExpiry(c.Data, opts)
+	for _, port := range slices.Sorted(maps.Keys(expiry)) {
+		at := expiry[port]
+		text := "the certificate of the port %q expires within two weeks, at %s: put a new one in its files before that"
+		if !at.After(now) {
+			text = "the certificate of the port %q has expired, at %s: others refuse connections to the port until there is a new one in its files"
+		}
+		if at.Before(now.Add(expiresSoon)) {
+			all = append(all, fmt.Sprintf(text, port, at.UTC().Format(time.RFC3339)))
+		}
 	}
 	return all
 }

@@ -26,7 +26,7 @@ is computed from what the partitions' leaders say, and from the view of the node
 
 Of each node: whether it is ready, or since when it is away, by the clock of the node that answered.
 
-Of each partition: its leader and term, the high-water mark (its last txid), the first txid that is kept, how many
+Of each partition: its leader (none, or ? if it did not answer) and term, the high-water mark (its last txid), the first txid that is kept, how many
 locks its table tracks and the txid up to which it has forgotten some (floor), and the first digits of the digest, which
 replicas at the same txid have in common. With --at also its last transaction at or before that time (as of), 0 for none.
 
@@ -40,8 +40,9 @@ type status struct {
 	Cluster    subjects.ClusterInfo     `json:"cluster"`
 	Partitions []subjects.PartitionInfo `json:"partitions"`
 
-	nodes *subjects.ClusterStatus // nil if it is not known
-	asOf  time.Time               // of AS OF; zero for none
+	nodes   *subjects.ClusterStatus // nil if it is not known
+	answers []partitionAnswer       // of the partitions
+	asOf    time.Time               // of AS OF; zero for none
 }
 
 // Run shows the cluster.
@@ -55,17 +56,19 @@ func (c *statusCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
-	s := status{Health: assess(found).health, Cluster: found.cluster, nodes: found.status, asOf: time.Time(c.At)}
-	var leaderless, silent []string
+	s := status{Health: assess(found).health, Cluster: found.cluster, nodes: found.status, answers: found.partitions, asOf: time.Time(c.At)}
+	var leaderless, silent, refused []int
 	for i, answer := range found.partitions {
 		info := subjects.PartitionInfo{Partition: i}
 		switch {
 		case answer.info != nil:
 			info = *answer.info
 		case answer.silent != "":
-			silent = append(silent, fmt.Sprint(i))
+			silent = append(silent, i)
+		case answer.refused != "":
+			refused = append(refused, i)
 		default:
-			leaderless = append(leaderless, fmt.Sprint(i))
+			leaderless = append(leaderless, i)
 		}
 		s.Partitions = append(s.Partitions, info)
 	}
@@ -78,9 +81,11 @@ func (c *statusCmd) Run(ctx context.Context, p *program) error {
 	case err != nil:
 		return err
 	case len(leaderless) > 0:
-		return failf(exitUnavailable, "without a leader: partition %s; if that stays so, see docs/recover.md", strings.Join(leaderless, ", "))
+		return failf(exitUnavailable, "without a leader: %s; if that stays so, see docs/recover.md", listPartitions(leaderless, 0))
 	case len(silent) > 0:
-		return failf(exitUnavailable, "without an answer: partition %s", strings.Join(silent, ", "))
+		return failf(exitUnavailable, "without an answer: %s", listPartitions(silent, 0))
+	case len(refused) > 0:
+		return failf(exitUnavailable, "unavailable at the moment: %s", listPartitions(refused, 0))
 	}
 	return nil
 }
@@ -99,9 +104,13 @@ func (s *status) print(w io.Writer) error {
 		fmt.Fprintln(t, strings.Join(cells, "\t"))
 	}
 	row("PARTITION", "LEADER", "TERM", "HIGH-WATER MARK", "AS OF", "FIRST TXID", "LOCKS", "FLOOR", "DIGEST")
-	for _, p := range s.Partitions {
+	for i, p := range s.Partitions {
 		if p.Leader == "" {
-			row(fmt.Sprint(p.Partition), "none", "-", "-", "-", "-", "-", "-", "-")
+			leader := "none"
+			if i < len(s.answers) && !s.answers[i].leaderless() {
+				leader = "?" // there may be one
+			}
+			row(fmt.Sprint(p.Partition), leader, "-", "-", "-", "-", "-", "-", "-")
 			continue
 		}
 		last := "trimmed"

@@ -22,11 +22,18 @@ type survey struct {
 	unknown string
 }
 
-// partitionAnswer is how a partition's leader answered. If it did not, silent
-// says why, or is "" if there is no leader.
+// partitionAnswer is how a partition's leader answered: refused is the reason
+// of its refusal, and silent says why there was no answer. Without any of these
+// there is no leader.
 type partitionAnswer struct {
-	info   *subjects.PartitionInfo
-	silent string
+	info    *subjects.PartitionInfo
+	refused subjects.Reason
+	silent  string
+}
+
+// leaderless reports whether there is no leader.
+func (a partitionAnswer) leaderless() bool {
+	return a.info == nil && a.refused == "" && a.silent == ""
 }
 
 // survey asks a node about the cluster, the leader of each partition about
@@ -106,7 +113,7 @@ func (l *natsConn) askPartition(ctx context.Context, at moment, partition int) (
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
 		return partitionAnswer{silent: l.explain(err).Error()}, nil
 	case refused != nil && request == nil:
-		return partitionAnswer{silent: string(refused.Reason)}, nil
+		return partitionAnswer{refused: refused.Reason}, nil
 	}
 	return a, err
 }

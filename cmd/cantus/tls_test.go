@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,4 +36,31 @@ func TestTLS(t *testing.T) {
 	w.expect(status, exitUsage, errOut, "--tls-cert")
 	status, _, errOut = w.cantus("", "status", "--tls-ca", config)
 	w.expect(status, exitUsage, errOut, "--tls-ca")
+}
+
+// A configuration whose certificate has expired, or will soon, passes with a
+// warning.
+func TestConfigCheckWarnsOfCertificates(t *testing.T) {
+	authority := testcert.NewAuthority(t)
+	for _, c := range []struct {
+		name    string
+		left    time.Duration
+		warning string
+	}{
+		{"expired", -time.Hour, `the certificate of the port "client" has expired, at 20`},
+		{"soon", 13 * 24 * time.Hour, `the certificate of the port "client" expires within two weeks, at 20`},
+		{"later", 15 * 24 * time.Hour, ""},
+	} {
+		cert, key := authority.Files(c.name, time.Now().Add(c.left))
+		config := filepath.Join(t.TempDir(), "nats.conf")
+		if err := os.WriteFile(config, fmt.Appendf(nil, "tls { cert_file: %q, key_file: %q }", cert, key), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out, errOut bytes.Buffer
+		p := &program{in: strings.NewReader(""), out: &out, errOut: &errOut}
+		status := p.run(t.Context(), []string{"config", "check", "--nats-config", config, "--data", t.TempDir()})
+		if said := errOut.String(); status != 0 || !strings.Contains(said, c.warning) || c.warning == "" && said != "" {
+			t.Errorf("%s: status %d, %s", c.name, status, said)
+		}
+	}
 }

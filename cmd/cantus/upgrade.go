@@ -25,7 +25,8 @@ type upgradeCheckCmd struct {
 func (*upgradeCheckCmd) Help() string {
 	return `For a rolling restart, before each step. A node may be restarted if every node is there and ready, every replica has caught up, and
 each partition has a majority without the node. Restart one node, wait until it is ready, and ask again. A node whose
-process was killed counts as there for up to 2.5 seconds; one that is stopped by a signal does not.
+process was killed counts as there for up to 2.5 seconds; one that is stopped by a signal does not. A node that is down may
+always be started: asked about it with --node, the answer is yes.
 
   for n in n1 n2 n3; do
     cantus upgrade check --node $n --wait 5m && ssh $n systemctl restart cantus || break
@@ -46,6 +47,8 @@ type restart struct {
 	// of a node would stop, whenever it is done.
 	Reasons []string `json:"reasons,omitempty"`
 	Stops   []string `json:"stops,omitempty"`
+
+	away string // since when the node that was asked about is away, if it is
 }
 
 // Run says whether a node may be restarted.
@@ -99,7 +102,10 @@ func (c *upgradeCheckCmd) report(w io.Writer, r restart, err error) error {
 
 // text says what may be restarted.
 func (r *restart) text(node string) string {
-	if node != "" {
+	switch {
+	case r.away != "":
+		return fmt.Sprintf("Node %s may be started now: it is %s, and starting it stops nothing.", node, r.away)
+	case node != "":
 		return fmt.Sprintf("Node %s may be restarted now.", node)
 	}
 	text := fmt.Sprintf("One of the nodes %s may be restarted now; %s has run for longest.", strings.Join(r.Nodes, ", "), r.Next)
@@ -138,13 +144,20 @@ func (r *restart) err(s survey, node string) error {
 // mayRestart determines which nodes may be restarted, or whether the named one
 // may.
 func mayRestart(s survey, node string) (r restart) {
+	if away := down(s, node); away != "" {
+		return restart{OK: true, Nodes: []string{node}, Next: node, away: away}
+	}
 	v := assess(s)
 	r.Reasons = slices.Concat(v.trouble, v.unknown)
 	if s.status == nil {
 		return r
 	}
-	r.Reasons = append(r.Reasons, unfit(s.status)...)
-	r.Reasons = append(r.Reasons, lagging(s.status)...)
+	for _, why := range slices.Concat(unfit(s.status), lagging(s.status)) {
+		said := func(before string) bool { return strings.Contains(before, why) }
+		if !slices.ContainsFunc(r.Reasons, said) {
+			r.Reasons = append(r.Reasons, why)
+		}
+	}
 	var since time.Time
 	for _, n := range s.status.Nodes {
 		if n.State == "waiting" || node != "" && n.Name != node {
@@ -166,6 +179,26 @@ func mayRestart(s survey, node string) (r restart) {
 	return r
 }
 
+// down says since when a node is away, "" if it is not, or if a leader that has
+// answered hears it.
+func down(s survey, node string) string {
+	if s.status == nil {
+		return ""
+	}
+	n, is := nodeOf(*s.status, node)
+	if !is || n.Alive || n.State == "waiting" {
+		return ""
+	}
+	for _, p := range s.partitions {
+		heard := func(r subjects.ReplicaInfo) bool { return r.Name == node && r.State != "away" }
+		if p.info != nil && slices.ContainsFunc(p.info.Replicas, heard) {
+			return ""
+		}
+	}
+	since := away(n.Away, s.status.Time)
+	return since
+}
+
 // stopped says what the restart of a node stops.
 func (v *assessment) stopped(l loss) string {
 	why := "the others are no majority"
@@ -185,7 +218,7 @@ func unfit(s *subjects.ClusterStatus) (why []string) {
 		case !n.Ready:
 			why = append(why, fmt.Sprintf("node %s is not ready: %s", n.Name, n.Unready))
 		case n.StorageFull:
-			why = append(why, fmt.Sprintf("the disk of node %s is full: it may not start again", n.Name))
+			why = append(why, fmt.Sprintf("node %s may not start again, since its disk is full", n.Name))
 		case n.Damaged != "":
 			why = append(why, fmt.Sprintf("node %s has damage on its disk: %s", n.Name, n.Damaged))
 		}
@@ -212,19 +245,31 @@ func lagging(s *subjects.ClusterStatus) (why []string) {
 			}
 		}
 	}
+	var places []string
+	late := map[string][]string{} // nodes by where they have not caught up
+	note := func(where, node string) {
+		if late[where] == nil {
+			places = append(places, where)
+		}
+		late[where] = append(late[where], node)
+	}
 	for _, n := range s.Nodes {
 		if of := behind[n.Name]; len(of) > 0 {
 			where := listPartitions(of, len(s.Partitions))
 			if len(of) == len(s.Partitions) && len(of) > 1 {
 				where = "any partition"
 			}
-			why = append(why, fmt.Sprintf("node %s has not caught up in %s", n.Name, where))
+			note(where, n.Name)
 		}
 	}
 	for _, r := range s.MetaReplicas {
 		if r.Voter && alive[r.Name] && !r.CaughtUp && s.MetaLeader != "" {
-			why = append(why, fmt.Sprintf("node %s has not caught up in the cluster's facts", r.Name))
+			note("the cluster's facts", r.Name)
 		}
+	}
+	for _, where := range places {
+		names := late[where]
+		why = append(why, fmt.Sprintf("%s %s not caught up in %s", nodes(names, "and"), either(len(names), "has", "have"), where))
 	}
 	return why
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/internal/barenats"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -192,8 +194,10 @@ func TestATrimSaysWhyMoreIsKept(t *testing.T) {
 		respond(msg, subjects.TrimReply{FirstTxid: 5, Because: "the message id of transaction 7 still counts"})
 	})
 	status, out, errOut := w.cantus("", "trim", "0", "--before", "100")
-	w.expect(status, 0, out, "5\n")
+	w.expect(status, 0, out, "partition 0 is kept from transaction 5 on\n")
 	w.expect(status, 0, errOut, "more is kept than was asked for: the message id of transaction 7 still counts")
+	status, out, _ = w.cantus("", "trim", "0", "--before", "100", "--json")
+	w.expect(status, 0, out, `{"partition":0,"first_txid":5,"because":"the message id of transaction 7 still counts"}`)
 }
 
 // With many partitions, one answer after the other takes long.
@@ -295,11 +299,48 @@ func TestUncertaintyOutlivesALaterRefusal(t *testing.T) {
 	w.expect(status, exitUnknown, errOut, "may or may not have committed")
 }
 
+// A leader that is not known is not "none".
+func TestStatusOfLeadersThatDoNotSay(t *testing.T) {
+	w := newWire(t)
+	w.founded(3)
+	w.answer("cantus.info.0", func(int, *nats.Msg) {})
+	w.answer("cantus.info.1", func(_ int, msg *nats.Msg) { respond(msg, refuse(subjects.Errorf(subjects.Unavailable, "because"))) })
+	status, out, errOut := w.cantus("", "status", "--timeout", "200ms")
+	w.expect(status, exitUnavailable, errOut, "without a leader: partition 2")
+	for _, row := range []string{`(?m)^0 +\? +-`, `(?m)^1 +\? +-`, `(?m)^2 +none +-`, `partition 0 did not answer, .* \(no answer from`, `; partition 1 answered "unavailable", so`} {
+		if !regexp.MustCompile(row).MatchString(out) {
+			t.Errorf("%s is not in\n%s", row, out)
+		}
+	}
+}
+
+// A node's NATS server is there before the node answers. A command waits for
+// that, and says nothing of a wrong prefix meanwhile.
+func TestANodeThatStartsIsWaitedFor(t *testing.T) {
+	w := newWire(t)
+	flags := connection{Server: w.url, Timeout: duration(testkit.Patience), natsFlags: natsFlags{Prefix: "cantus", Inbox: "_INBOX"}}
+	l, err := flags.open(t.Context(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	answered := make(chan error, 1)
+	go func() {
+		_, err := l.cluster(t.Context())
+		answered <- err
+	}()
+	testkit.Until(t, "nobody has answered", func() bool { return l.nc.Stats().InMsgs > 0 })
+	w.founded(4)
+	if err := <-answered; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNobodyAnswers(t *testing.T) {
 	w := newWire(t)
 	status, _, errOut := w.cantus("x", "append", "0", "--timeout", "1s")
-	w.expect(status, exitUnavailable, errOut, `no Cantus node does under the prefix "cantus"`)
-	status, _, errOut = w.cantus("", "status")
+	w.expect(status, exitUnavailable, errOut, `no Cantus node has answered under the prefix "cantus"`)
+	status, _, errOut = w.cantus("", "status", "--timeout", "100ms")
 	w.expect(status, exitUnavailable, errOut, "no Cantus node")
 
 	w.founded(4)
@@ -314,7 +355,7 @@ func TestNobodyAnswers(t *testing.T) {
 	status, _, errOut = w.cantus("x", "append", "--key", "k", "--timeout", "1s")
 	w.expect(status, exitUnavailable, errOut, `the partition of key "k" has no leader`)
 	status, out, errOut := w.cantus("", "status")
-	w.expect(status, exitUnavailable, errOut, "without a leader: partition 0, 1, 2, 3")
+	w.expect(status, exitUnavailable, errOut, "without a leader: partitions 0, 1, 2, 3")
 	w.expect(status, exitUnavailable, out, "none")
 }
 
@@ -475,6 +516,29 @@ func TestRemoveSaysThatItIsDone(t *testing.T) {
 		}
 		if status, out, errOut := w.cantus("", args...); status != 0 || out != want {
 			t.Errorf("with --wait %s: status %d, %q, %q", wait, status, out, errOut)
+		}
+	}
+}
+
+// With --wait the other operations say that they are done, too.
+func TestOperationsSayThatTheyAreDone(t *testing.T) {
+	w := newWire(t)
+	for _, subject := range []string{"cantus.admin.cluster.balance", "cantus.admin.cluster.transfer", "cantus.admin.node.n1.rebuild"} {
+		w.answer(subject, func(_ int, msg *nats.Msg) { respond(msg, subjects.AdminReply{Done: "it is decided"}) })
+	}
+	w.answer("cantus.admin.status", func(_ int, msg *nats.Msg) {
+		respond(msg, subjects.ClusterStatus{Partitions: []subjects.PartitionStatus{
+			{Leader: "n1", Placement: []string{"n1"}, Replicas: []subjects.ReplicaStatus{{Name: "n1", Voter: true}}},
+		}})
+	})
+	for _, line := range []string{"balance", "transfer 0 --to n1", "rebuild 0 --node n1"} {
+		args := append([]string{"cluster"}, strings.Fields(line)...)
+		if status, out, errOut := w.cantus("", args...); status != 0 || out != "it is decided\n" {
+			t.Errorf("%s: status %d, %q, %q", line, status, out, errOut)
+		}
+		status, out, errOut := w.cantus("", append(args, "--wait", "30s")...)
+		if done := regexp.MustCompile(`^it is decided\ndone after [0-9.]+m?s\n$`); status != 0 || !done.MatchString(out) {
+			t.Errorf("%s --wait: status %d, %q, %q", line, status, out, errOut)
 		}
 	}
 }

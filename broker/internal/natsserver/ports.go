@@ -58,6 +58,20 @@ func CheckConfig(o Options) []error {
 	return all
 }
 
+// CertificatesOf returns when the certificates expire that the ports of a
+// server with these options show; none if the configuration has a mistake.
+func CertificatesOf(o Options) []Certificate {
+	access, err := newAccess(o)
+	if err != nil {
+		return nil
+	}
+	opts, _, err := (&Server{access: access}).prepare(o, defaultName(o))
+	if opts == nil || err != nil {
+		return nil
+	}
+	return certificatesOf(opts)
+}
+
 func checkConfig(o Options) (*server.Options, []error) {
 	access, err := newAccess(o)
 	if err != nil {

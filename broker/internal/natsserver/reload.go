@@ -52,6 +52,9 @@ func (s *Server) Reload(o Options, partitions int, setTLS func(*tls.Config) (res
 	s.setLimits(opts)
 	s.logGaps()
 	s.configured.Store(o.ConfigFile != "")
+	if !slices.EqualFunc(*shown, *s.certificates.Load(), Certificate.same) {
+		s.certificateChanges.Add(1)
+	}
 	select {
 	case s.reloaded <- struct{}{}:
 	default: // the receiver has not handled an earlier reload yet

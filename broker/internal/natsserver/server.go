@@ -36,7 +36,8 @@ type Server struct {
 	rights  atomic.Pointer[rights]
 	open    atomic.Pointer[[]OpenPort]
 	// certificates are those that the ports show.
-	certificates atomic.Pointer[[]Certificate]
+	certificates       atomic.Pointer[[]Certificate]
+	certificateChanges atomic.Int64
 	// leafAccount is the account of leaf nodes that connect without a user
 	// name.
 	leafAccount atomic.Pointer[server.Account]

@@ -1,6 +1,7 @@
 package natsserver
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"time"
@@ -23,7 +24,20 @@ func (s *Server) Stats() Stats {
 type Certificate struct {
 	Port    string // such as "client"; replication uses that of "cluster"
 	Expires time.Time
+
+	chains        [sha256.Size]byte
+	roots, client *x509.CertPool // the authorities of others' certificates
 }
+
+// same reports whether the port shows the same certificate, and trusts the same
+// authorities.
+func (c Certificate) same(d Certificate) bool {
+	return c.Port == d.Port && c.chains == d.chains && c.roots.Equal(d.roots) && c.client.Equal(d.client)
+}
+
+// CertificateChanges returns how many reloads have brought other certificates,
+// or other authorities.
+func (s *Server) CertificateChanges() int { return int(s.certificateChanges.Load()) }
 
 // Certificates returns when the certificates expire that the ports show since
 // the last reload.
@@ -43,10 +57,22 @@ func certificatesOf(opts *server.Options) (all []Certificate) {
 			continue
 		}
 		if at := firstExpiry(p.config.Certificates); !at.IsZero() {
-			all = append(all, Certificate{p.port, at})
+			all = append(all, Certificate{p.port, at, digestOf(p.config.Certificates), p.config.RootCAs, p.config.ClientCAs})
 		}
 	}
 	return all
+}
+
+// digestOf returns a digest of certificates.
+func digestOf(chains []tls.Certificate) (digest [sha256.Size]byte) {
+	h := sha256.New()
+	for _, chain := range chains {
+		for _, der := range chain.Certificate {
+			h.Write(der)
+		}
+	}
+	h.Sum(digest[:0])
+	return digest
 }
 
 // firstExpiry returns when the first of the certificates expires, those
