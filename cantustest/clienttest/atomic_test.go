@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -374,6 +375,7 @@ func TestAtomicBatchLargerThanTheBuffer(t *testing.T) {
 	if err := f.Wait(soon(t), 0, r.Last); err != nil || got != 9 {
 		t.Errorf("%d came together: %v", got, err)
 	}
+	testkit.Until(t, "nothing is buffered", func() bool { return f.Progress(0).Buffered == 0 })
 }
 
 // A handler that fails in an atomic batch gets all of it again, as does one

@@ -132,7 +132,10 @@ func TestAnImportAppendsAtomicBatches(t *testing.T) {
 		}
 		first := slices.Concat(want[2:6], want) // an atomic batch is the first
 		for _, lines := range []int{4, 4, 5, 9, 12, 13, 13 + 3000, len(first), len(first)} {
-			n.wantRun(0, fmt.Sprintf(`%d lines in partition 0`, lines), "import", "0", "--name", "x", writeLines(t, first[:lines]...))
+			out := n.wantRun(0, fmt.Sprintf(`%d lines in partition 0`, lines), "import", "0", "--name", "x", writeLines(t, first[:lines]...))
+			if strings.Contains(out, "looking for") {
+				t.Errorf("%s: the cursor is not where the last line is: %s", begun, out)
+			}
 			n.wantRun(0, ` `, "append", "0", writeLines(t, "beside"))
 		}
 		got := linesOf(t, n.export("--from", fmt.Sprint(before+1)))
