@@ -143,7 +143,7 @@ func (c *logChecker) addAll(ctx context.Context, m *natslink.Message, last, note
 func (c *logChecker) add(ctx context.Context, note *logNote, r *request, refused *subjects.Error) error {
 	note.findings = append(note.findings, r.finding)
 	if refused != nil {
-		return nil
+		return nil //nolint:nilerr // it is refused when the sequencer decodes it
 	}
 	at := c.reader.position()
 	if at.restoring {

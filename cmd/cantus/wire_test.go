@@ -137,7 +137,7 @@ func refuse(e *subjects.Error) subjects.Reply {
 func TestRefusalsHaveTheirExitStatus(t *testing.T) {
 	want := map[subjects.Reason]int{
 		subjects.BadRequest: 2, subjects.TooLarge: 2, subjects.IDReused: 2,
-		subjects.Conflict: 3, subjects.WrongLast: 3,
+		subjects.Conflict: 3, subjects.WrongLast: 3, subjects.Expired: 3,
 		subjects.Busy: 4, subjects.Unavailable: 4, subjects.StorageFull: 4,
 		subjects.Unknown: 5,
 		subjects.Trimmed: 1, subjects.NotFound: 1, subjects.Ahead: 1, subjects.Internal: 1,
