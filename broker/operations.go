@@ -444,7 +444,7 @@ func (o *operations) onBalance(ctx context.Context, m *natslink.Message) (any, e
 			return c, cluster.ErrStale
 		}
 		return c, nil
-	}, "to get other replicas or another leader: %s", count(len(c.Placement), "partition"))
+	}, "replicas or leaders of %s move", count(len(c.Placement), "partition"))
 }
 
 // onRebuild deletes this node's replica of a partition and fetches it again

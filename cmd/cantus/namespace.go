@@ -22,7 +22,7 @@ type namespaceCmd struct {
 
 type namespaceSetCmd struct {
 	Name       token       `arg:"" name:"NAME" help:"The namespace."`
-	Partitions []partition `placeholder:"P,…" help:"Its partitions, by the cluster's numbers, such as 2,3: the first is its partition 0. They can't change later."`
+	Partitions []partition `placeholder:"P" help:"Its partitions, by the cluster's numbers, such as 2,3: the first is its partition 0. They can't change later."`
 	Rate       count       `placeholder:"N" help:"How many transactions each of its partitions takes in a second. [default: no limit]"`
 	ByteRate   byteSize    `placeholder:"SIZE" help:"How many bytes of them, such as 1MiB. [default: no limit]"`
 	Keep       byteSize    `placeholder:"SIZE" help:"The size of the log of each of its partitions, from which on it takes nothing more. [default: no limit]"`

@@ -379,15 +379,14 @@ func (l *natsConn) noAppends(ctx context.Context, p int) error {
 // It is nil if its leader does not say so, or says it to others only.
 func (l *natsConn) elsewhere(ctx context.Context, p int) error {
 	info, err := l.cluster(ctx)
-	if err != nil || info.Namespace != "" || p >= info.Partitions {
-		return nil
+	if err == nil && info.Namespace == "" && p < info.Partitions {
+		var of subjects.PartitionInfo
+		if err := l.ask(ctx, l.names.PartitionInfo(p), nil, &of); err == nil && of.Namespace != "" {
+			return usagef("partition %d belongs to the namespace %s, and is appended to there, as its partition %d: give --prefix %s and that number",
+				p, of.Namespace, of.Number, l.names.Namespace(of.Namespace).Prefix)
+		}
 	}
-	var of subjects.PartitionInfo
-	if err := l.ask(ctx, l.names.PartitionInfo(p), nil, &of); err != nil || of.Namespace == "" {
-		return nil
-	}
-	return usagef("partition %d belongs to the namespace %s, and is appended to there, as its partition %d: give --prefix %s and that number",
-		p, of.Namespace, of.Number, l.names.Namespace(of.Namespace).Prefix)
+	return nil
 }
 
 // inNamespaces returns which partitions belong to a namespace, as far as their

@@ -231,6 +231,7 @@ func (v retentionView) show(ctx context.Context, p *program, l *natsConn) error 
 		fmt.Fprintln(t, "PARTITION\tPOLICY\tKEPT FROM\tKEPT TO\tKEPT SIZE\tTRIMS TO\tTRIMS UNTIL\tTRANSACTIONS\tTRIMS SIZE")
 	}
 	var notes []string
+	var of reasons
 	for _, id := range partitions {
 		r, err := l.retentionOf(ctx, id, v.query)
 		switch {
@@ -247,7 +248,7 @@ func (v retentionView) show(ctx context.Context, p *program, l *natsConn) error 
 		}
 		fmt.Fprintln(t, retentionRow(r, v.query.Policy == nil || v.set))
 		for _, text := range slices.Concat(r.Holds, archiveNote(r)) {
-			notes = append(notes, fmt.Sprintf("partition %d: %s", id, text))
+			of.add(text, id)
 		}
 		for _, text := range r.Warnings {
 			if text = "warning: " + text; v.query.Policy != nil && !v.set && !slices.Contains(notes, text) {
@@ -257,6 +258,9 @@ func (v retentionView) show(ctx context.Context, p *program, l *natsConn) error 
 	}
 	if err := t.Flush(); err != nil {
 		return err
+	}
+	for _, text := range of.all {
+		p.note("%s: %s", listPartitions(of.of[text], 0), text)
 	}
 	for _, n := range notes {
 		p.note("%s", n)

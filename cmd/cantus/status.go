@@ -14,7 +14,7 @@ import (
 
 type statusCmd struct {
 	At   moment `placeholder:"TIME" help:"Also show each partition's last transaction at or before a time, such as 2026-11-01, 2026-11-01T08:30 or 90m (ago)."`
-	JSON bool   `name:"json" help:"Print one JSON object: cluster, as the node's info, and partitions, a list of theirs."`
+	JSON bool   `name:"json" help:"Print one JSON object: health, the first line and what it is made of; cluster, as the node's info; and partitions, a list of theirs."`
 
 	connection
 }
