@@ -67,8 +67,8 @@ func (r *dataRequest) decodeReply(b []byte) (*subjects.Reply, error) {
 	if err := json.Unmarshal(b, &all); err != nil {
 		return nil, err
 	}
-	if reply.Error = all.Error; reply.Error != nil {
-		return &reply, nil
+	if all.Error != nil {
+		return &subjects.Reply{Error: all.Error}, nil //nolint:nilerr // it is part of the reply
 	}
 	if len(all.Results) != 1 || all.Results[0].Count != len(r.parts) || all.Results[0].Error != nil {
 		return nil, fmt.Errorf("want one run of %d", len(r.parts))
