@@ -202,6 +202,14 @@ func (b *AtomicBatch) refuse(format string, reason subjects.Reason, args ...any)
 	return refusal(*subjects.Errorf(reason, format, args...), b.Partition, b.ID, 0)
 }
 
+// checkSet returns ErrNothing unless a transaction was added.
+func (b *AtomicBatch) checkSet() error {
+	if len(b.Transactions) == 0 {
+		return ErrNothing
+	}
+	return nil
+}
+
 // check refuses what a node would refuse.
 func (b *AtomicBatch) check() error {
 	switch n := len(b.Transactions); {

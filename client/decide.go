@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,13 +40,13 @@ type DecideOptions struct {
 //
 // Decide returns the receipt once the transaction is committed. If decide
 // returns an error, Decide returns it; if decide does not call Set, Decide
-// returns a zero receipt and no error. In both cases nothing was appended.
-// Other errors are those of [Client.Query] and [Client.Append], what fold
-// returns, and [ErrAttempts].
+// returns [ErrNothing]. In both cases nothing was appended. Other errors are
+// those of [Client.Query] and [Client.Append], what fold returns, and
+// [ErrAttempts].
 func Decide[S any](ctx context.Context, c *Client, items []subjects.QueryItem, fold func(state S, tx *Transaction) (S, error), decide func(state S, req *Request) error, opts DecideOptions) (receipt Receipt, err error) {
 	err = decideWith(ctx, c, items, fold, func(ctx context.Context, state S, mark uint64) (tried bool, err error) {
 		req := &Request{Partition: opts.Partition, HighWaterMark: mark}
-		if err := decide(state, req); err != nil || !req.isSet && req.Payload == nil {
+		if err := cmp.Or(decide(state, req), req.checkSet()); err != nil {
 			return false, err
 		}
 		req.HighWaterMark, req.Unless = min(req.HighWaterMark, mark), slices.Concat(items, req.Unless)
@@ -57,11 +58,11 @@ func Decide[S any](ctx context.Context, c *Client, items []subjects.QueryItem, f
 
 // DecideAtomic is [Decide] for a decision that makes several transactions,
 // which commit together or not at all. If decide adds none to the batch,
-// DecideAtomic returns a zero receipt and no error.
+// DecideAtomic returns [ErrNothing].
 func DecideAtomic[S any](ctx context.Context, c *Client, items []subjects.QueryItem, fold func(state S, tx *Transaction) (S, error), decide func(state S, b *AtomicBatch) error, opts DecideOptions) (receipt AtomicReceipt, err error) {
 	err = decideWith(ctx, c, items, fold, func(ctx context.Context, state S, mark uint64) (tried bool, err error) {
 		b := &AtomicBatch{Partition: opts.Partition, HighWaterMark: mark}
-		if err := decide(state, b); err != nil || len(b.Transactions) == 0 {
+		if err := cmp.Or(decide(state, b), b.checkSet()); err != nil {
 			return false, err
 		}
 		b.HighWaterMark, b.Unless = min(b.HighWaterMark, mark), slices.Concat(items, b.Unless)

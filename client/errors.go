@@ -46,6 +46,10 @@ var (
 	// has no leader at the moment, or it does not exist and the client does not
 	// know that yet (see [ErrNoPartition]).
 	ErrNoLeader = errors.New("client: nobody answers for the partition")
+	// ErrNothing is returned if a function was to make a transaction and set
+	// none: nothing was appended. A function that may find that nothing is to be
+	// done returns nil, and its caller takes this error for that.
+	ErrNothing = errors.New("client: nothing to append: Set was not called, or no transaction added")
 	// ErrAttempts is returned by [Transactor.Transact] when every attempt met a
 	// conflict. It wraps the last one.
 	ErrAttempts = errors.New("client: conflicts on every attempt")

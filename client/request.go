@@ -69,6 +69,14 @@ func (req *Request) Set(kind string, payload []byte) {
 	req.Kind, req.Payload, req.isSet = kind, payload, true
 }
 
+// checkSet returns ErrNothing unless a transaction was set.
+func (req *Request) checkSet() error {
+	if !req.isSet && req.Payload == nil {
+		return ErrNothing
+	}
+	return nil
+}
+
 var lockHeaders = [...]string{subjects.HeaderWriteLock, subjects.HeaderReadLock, subjects.HeaderAppendLock}
 
 // lockFields names the fields that locks returns.

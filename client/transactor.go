@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,15 +69,15 @@ func NewTransactor(c *Client, view View, opts TransactorOptions) (*Transactor, e
 // Transact returns the receipt once the transaction is committed, and with
 // [TransactorOptions.WaitApplied] once the view contains it; if that wait
 // fails, it returns both the receipt and the error. If compute returns an
-// error, Transact returns it; if compute does not call Set, Transact returns a
-// zero receipt and no error. In both cases nothing was appended. Other errors
-// are those of [Client.Append], and [ErrAttempts].
+// error, Transact returns it; if compute does not call Set, Transact returns
+// [ErrNothing]. In both cases nothing was appended. Other errors are those of
+// [Client.Append], and [ErrAttempts].
 func (t *Transactor) Transact(ctx context.Context, partition int, compute func(req *Request) error) (r Receipt, err error) {
 	ctx, cancel := context.WithTimeout(ctx, t.opts.Timeout)
 	defer cancel()
 	err = t.run(ctx, partition, func(mark uint64) (last uint64, tried bool, err error) {
 		req := &Request{Partition: partition, HighWaterMark: mark}
-		if err := compute(req); err != nil || !req.isSet && req.Payload == nil {
+		if err := cmp.Or(compute(req), req.checkSet()); err != nil {
 			return 0, false, err
 		}
 		r, err = t.c.Append(ctx, req)
@@ -87,13 +88,13 @@ func (t *Transactor) Transact(ctx context.Context, partition int, compute func(r
 
 // TransactAtomic is [Transactor.Transact] for several transactions, which
 // commit together or not at all. If compute adds none to the batch,
-// TransactAtomic returns a zero receipt and no error.
+// TransactAtomic returns [ErrNothing].
 func (t *Transactor) TransactAtomic(ctx context.Context, partition int, compute func(b *AtomicBatch) error) (r AtomicReceipt, err error) {
 	ctx, cancel := context.WithTimeout(ctx, t.opts.Timeout)
 	defer cancel()
 	err = t.run(ctx, partition, func(mark uint64) (last uint64, tried bool, err error) {
 		b := &AtomicBatch{Partition: partition, HighWaterMark: mark}
-		if err := compute(b); err != nil || len(b.Transactions) == 0 {
+		if err := cmp.Or(compute(b), b.checkSet()); err != nil {
 			return 0, false, err
 		}
 		r, err = t.c.AppendAtomic(ctx, b)

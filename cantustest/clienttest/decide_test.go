@@ -83,7 +83,7 @@ func TestDecideAppendsNothing(t *testing.T) {
 		opts   client.DecideOptions
 		want   error
 	}{
-		"nothing set":    {items: items, decide: nothing},
+		"nothing set":    {items: items, decide: nothing, want: client.ErrNothing},
 		"decide fails":   {items: items, decide: func(int, *client.Request) error { return errOwn }, want: errOwn},
 		"fold fails":     {items: items, fold: func(int, *client.Transaction) (int, error) { return 0, errOwn }, decide: nothing, want: errOwn},
 		"no items":       {decide: nothing, want: client.ErrOptions},

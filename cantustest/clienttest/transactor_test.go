@@ -95,8 +95,9 @@ func TestTransactAppendsNothingWithoutData(t *testing.T) {
 		req.WriteLock("a")
 		return nil
 	})
-	if err != nil || r != (client.Receipt{}) {
-		t.Errorf("%+v, %v", r, err)
+	wantErr(t, err, client.ErrNothing)
+	if r != (client.Receipt{}) {
+		t.Errorf("%+v", r)
 	}
 	if txs := readAll(t, newClient(t, connect(t, n), client.Options{}), 0); len(txs) > 0 {
 		t.Errorf("%d transactions in the log", len(txs))
