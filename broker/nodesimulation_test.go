@@ -578,6 +578,7 @@ func (s *nodeSim) Run(ctx context.Context, schedule sim.Schedule) {
 	}
 	s.mix = workload.StartMix(ctx, workload.MixOptions{
 		Partitions: nodeSimPartitions, Seed: s.seed, Clients: clients, Pace: 30 * time.Millisecond, MaxPayload: 4 << 10,
+		Conditions: s.seed%4 == 3, Atomic: s.seed%4 == 3,
 	})
 	s.cluster.Run(ctx, schedule)
 	time.Sleep(time.Second)
