@@ -124,8 +124,27 @@ func payloadsHash(items []*request) uint64 {
 // refusesAtomic returns an error if the log can take no atomic batch, because
 // a node of the cluster would not understand it.
 func (r *replica) refusesAtomic() *subjects.Error {
-	if name := r.host.peers.notReading(1); name != "" {
+	facts, _ := r.host.facts()
+	if name := r.host.peers.notReading(1, facts.Nodes); name != "" {
 		return subjects.Errorf(subjects.Unavailable, "node %s runs a version without atomic batches: upgrade it first, nothing was done", name)
 	}
 	return nil
+}
+
+// hasAtomic reports whether any of some batches, which are well-formed, has a
+// transaction in an atomic batch.
+func hasAtomic(batches [][]byte) bool {
+	var t wal.Transaction
+	for _, data := range batches {
+		b, err := wal.ParseBatch(data)
+		if err != nil {
+			return false
+		}
+		for records := b.Read(); records.Next(&t); {
+			if t.Atomic.Size > 0 {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -201,6 +201,25 @@ func TestMalformedAtomicBatches(t *testing.T) {
 	}
 }
 
+// A refusal that can't name all conflicts names the newest.
+func TestManyConflictsOfAnAtomicBatch(t *testing.T) {
+	_, nc := one(t, broker.Options{})
+	var items [][]byte
+	for i := range 3000 {
+		var names []string
+		for j := range 5 {
+			names = append(names, fmt.Sprintf("lock.%04d.%d.abcdefghijklmnopqrst", i, j))
+		}
+		items = append(items, item("", "Cantus-Write-Lock", strings.Join(names, ",")))
+	}
+	wantCommitted(t, atomicBatch(t, nc, items, "Cantus-High-Water-Mark", "0"), 1, 3000, false)
+	r := atomicBatch(t, nc, items, "Cantus-High-Water-Mark", "0")
+	wantAtomicRefusal(t, r, subjects.Conflict, `write lock "lock.2999.0.abcdefghijklmnopqrst" was recorded by txid 3000`)
+	if e := r.Error; e != nil && (e.Txid != 3000 || !strings.HasPrefix(e.Lock, "lock.2999.") || len(e.Conflicts) != 16 || e.Conflicts[15].Txid != 2997) {
+		t.Errorf("%+v", e)
+	}
+}
+
 func TestNotAfter(t *testing.T) {
 	_, nc := one(t, broker.Options{})
 	const past, future = "2020-01-01T00:00:00Z", "2100-01-01T00:00:00.5+02:00"
@@ -265,6 +284,16 @@ func TestNoAtomicBatchBeforeAnUpgrade(t *testing.T) {
 	eventually(t, "it is accepted", func() bool { return atomicBatch(t, nc, two).Error == nil })
 	first := info(t, nc, 0).HighWaterMark - 1
 	c.checkSame(0, c.names...)
+	old["n3"] = true
+	c.stop("n3")
+	c.start("n3")
+	eventually(t, "it is refused again", func() bool { return atomicBatch(t, nc, two).Error != nil })
+	c.stop("n3")
+	if r := atomicBatch(t, nc, two); r.Error == nil {
+		t.Error("a member that is away does not count")
+	}
+	c.operate("n1", subjects.AdminRequest{Node: "n3"}, "cluster", "remove")
+	eventually(t, "a node that is no member does not count", func() bool { return atomicBatch(t, nc, two).Error == nil })
 	if got := readAll(t, nc, 0, first)[0].Header.Get("Cantus-Atomic"); got != fmt.Sprintf("%d-%d", first, first+1) {
 		t.Errorf("Cantus-Atomic %q", got)
 	}

@@ -3,6 +3,7 @@ package broker
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"time"
 
@@ -52,6 +53,10 @@ func appendReply(dst []byte, subject string, partition int, o outcome, mark uint
 	n := len(dst)
 	dst = appendRefusal(dst, subject, o.err, reply)
 	if len(dst)-n > room {
+		reply.Error = newest(o.err)
+		dst = appendRefusal(dst[:n], subject, o.err, reply)
+	}
+	if len(dst)-n > room {
 		reply.Error = brief(o.err)
 		dst = appendRefusal(dst[:n], subject, reply.Error, reply)
 	}
@@ -61,6 +66,23 @@ func appendReply(dst []byte, subject string, partition int, o outcome, mark uint
 // brief returns only the fields of a refusal that a client decides by.
 func brief(e *subjects.Error) *subjects.Error {
 	return &subjects.Error{Code: e.Code, Reason: e.Reason, Txid: e.Txid}
+}
+
+// maxNamed is how many conflicts a refusal names that could not name all.
+const maxNamed = 16
+
+// newest returns a refusal with its newest conflicts, and the newest of those
+// that may be false.
+func newest(e *subjects.Error) *subjects.Error {
+	if len(e.Conflicts) <= maxNamed {
+		return e
+	}
+	some := *e
+	some.Conflicts = e.Conflicts[:maxNamed:maxNamed]
+	if i := slices.IndexFunc(e.Conflicts, func(c subjects.ConflictingLock) bool { return c.Forgotten }); i >= maxNamed {
+		some.Conflicts = append(some.Conflicts, e.Conflicts[i])
+	}
+	return &some
 }
 
 // outcomeBytes is an upper bound of one outcome in a batch reply, a success or

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"github.com/cantuslog/cantus/broker/cluster"
 	"maps"
 	"slices"
 	"sync"
@@ -179,14 +180,14 @@ func (p *peers) get(name string) (peer, bool) {
 	return q, ok
 }
 
-// notReading returns a node that was heard and does not read records of a
+// notReading returns a member that was heard and does not read records of a
 // version, "" for none.
-func (p *peers) notReading(version int) (name string) {
+func (p *peers) notReading(version int, members map[string]cluster.Member) (name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, q := range p.heard {
-		if q.Records < version && (name == "" || q.Name < name) {
-			name = q.Name
+	for member := range members {
+		if q, ok := p.heard[member]; ok && q.Records < version && (name == "" || member < name) {
+			name = member
 		}
 	}
 	return name

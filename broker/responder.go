@@ -226,8 +226,9 @@ func (p *responder) checkAnswers(b *batch, err error, mark uint64) {
 	}
 }
 
-// verify turns `ahead` and `wrong_last` into `unavailable` unless a majority
-// confirms that this node still leads: a newer leader may have committed more.
+// verify turns `ahead`, `wrong_last` and `expired` into `unavailable` unless a
+// majority confirms that this node still leads: a newer leader may have
+// committed more, this very request included.
 func (p *responder) verify(b *batch, mark uint64) {
 	confirmed := sync.OnceValue(func() bool { return !p.broken.Load() && p.confirmLeader() })
 	for i := range b.decided {
@@ -236,7 +237,7 @@ func (p *responder) verify(b *batch, mark uint64) {
 			continue
 		}
 		reason := d.outcome.err.Reason
-		further := reason == subjects.Ahead || reason == subjects.WrongLast && d.r.cert.ExpectedLast > mark
+		further := reason == subjects.Ahead || reason == subjects.Expired || reason == subjects.WrongLast && d.r.cert.ExpectedLast > mark
 		if further && !confirmed() {
 			invariant.LeadershipUnconfirmed.Reached()
 			d.outcome = outcome{err: notConfirmedError(p.partition)}

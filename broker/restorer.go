@@ -25,7 +25,9 @@ type restorer struct {
 	requests  *requestServer
 	now       func() time.Time
 	feed      func(batches [][]byte) // publishes what a mirror has got
-	ended     func()                 // called when a mirror has become an ordinary partition
+	// refusesAtomic returns why no atomic batch can be stored now, nil if it can.
+	refusesAtomic func() *subjects.Error
+	ended         func() // called when a mirror has become an ordinary partition
 
 	mu sync.Mutex // held while a step is served
 	// piece is the incomplete batch behind the transaction after.
@@ -367,6 +369,9 @@ func (s *restorer) load(ctx context.Context, at loadAt, piece []byte) error {
 	}
 	if len(rest) > maxPiece {
 		return subjects.Errorf(subjects.TooLarge, "the batch after txid %d has more than %d bytes", point.Txid, maxPiece)
+	}
+	if refused := s.refusesAtomic(); refused != nil && hasAtomic(batches) {
+		return refused
 	}
 	proposals := make([]raftstore.Proposal, len(batches))
 	for i, b := range batches {

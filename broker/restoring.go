@@ -264,7 +264,11 @@ func checkRestored(data []byte, after wal.Base, lastTime int64) (last uint64, at
 	var t wal.Transaction
 	records := b.Read()
 	for records.Next(&t) {
-		if err := checkStored(&t); err != nil {
+		err := checkStored(&t)
+		if err == nil {
+			err = checkFingerprint(&t, records)
+		}
+		if err != nil {
 			return bad("txid %d: %v", t.Txid, err)
 		}
 	}
@@ -272,6 +276,26 @@ func checkRestored(data []byte, after wal.Base, lastTime int64) (last uint64, at
 		return bad("%v", err)
 	}
 	return b.Last(), b.Time + int64(b.Count) - 1, nil
+}
+
+// checkFingerprint compares the fingerprint of an atomic batch with the
+// payloads of its transactions, of which t is the first. rest are those that
+// follow.
+func checkFingerprint(t *wal.Transaction, rest wal.BatchReader) error {
+	if t.Atomic.Size == 0 || t.Atomic.Index > 0 || len(t.MsgID) == 0 {
+		return nil
+	}
+	payloads := func(yield func([]byte) bool) {
+		more := yield(t.Payload)
+		var u wal.Transaction
+		for n := t.Atomic.Size - 1; n > 0 && more && rest.Next(&u); n-- {
+			more = yield(u.Payload)
+		}
+	}
+	if wal.PayloadsHash(payloads) != t.Atomic.Fingerprint {
+		return fmt.Errorf("the fingerprint of the atomic batch %d-%d is not that of its payloads", t.First(), t.Last())
+	}
+	return nil
 }
 
 // checkStored checks a transaction of a batch as an append would be checked.
@@ -285,6 +309,11 @@ func checkStored(t *wal.Transaction) error {
 		}
 		if t.Atomic.Index > 0 {
 			return fmt.Errorf("message id %q is not on the first transaction of its atomic batch", clip(t.MsgID))
+		}
+	}
+	if t.Atomic.Size > 0 {
+		if err := subjects.CheckAtomic(t.First(), t.Last(), t.Txid); err != nil {
+			return err
 		}
 	}
 	if len(t.Locks) > subjects.MaxLocks {

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/broker/internal/loglimit"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/internal/sim"
@@ -212,7 +213,7 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 			nats: fakeNATS{}, appends: replies, reads: replies, feeds: replies, outbox: dataOutbox{replies}, readOutbox: dataOutbox{replies},
 			feedKey: make([]byte, 64), encodeAdvisory: func(subjects.Names, string, map[string]any) []byte { return nil },
 		},
-		clusterView:  clusterView{peers: newPeers("", nil)},
+		clusterView:  clusterView{peers: newPeers("", nil), facts: func() (cluster.Facts, <-chan struct{}) { return cluster.Facts{}, nil }},
 		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight), scans: semaphore.NewWeighted(1)},
 		services:     services{advise: func(string, map[string]any) {}},
 	}

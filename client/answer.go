@@ -2,6 +2,7 @@ package client
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -104,7 +105,7 @@ func (s *sender) onResults(a *attempt, runs []subjects.BatchRun, mark uint64) {
 		f.lastErr = err
 		switch dispositionOf(run.Error) {
 		case final:
-			if f.uncertain > 1 && isForgotten(run.Error) {
+			if f.uncertain > 1 && mayBeFalse(run.Error) {
 				err = &UnknownOutcomeError{Partition: s.partition, ID: f.ID(), Err: err}
 			}
 			s.fail(f, err)
@@ -125,11 +126,12 @@ func (s *sender) onResults(a *attempt, runs []subjects.BatchRun, mark uint64) {
 	}
 }
 
-// isForgotten reports whether a refusal is a conflict that may be false: an
-// earlier attempt without an answer may be looked up in the log still, and
-// commit.
-func isForgotten(e *subjects.Error) bool {
-	return e.Unless != nil && e.Unless.Forgotten || len(e.Conflicts) > 0 && e.Conflicts[0].Forgotten
+// mayBeFalse reports whether an earlier attempt without an answer may commit in
+// spite of a refusal: it may be looked up in the log still, where this one was
+// forgotten, and the clock of another leader may be behind.
+func mayBeFalse(e *subjects.Error) bool {
+	return e.Reason == subjects.Expired || e.Unless != nil && e.Unless.Forgotten ||
+		slices.ContainsFunc(e.Conflicts, func(c subjects.ConflictingLock) bool { return c.Forgotten })
 }
 
 // onRefused ends an attempt whose message was refused as a whole. e is nil if
@@ -153,7 +155,7 @@ func (s *sender) onRefused(a *attempt, e *subjects.Error, mark uint64) {
 	switch dispositionOf(e) {
 	case final:
 		s.noteNotAppended(a.batch)
-		if a.batch.atomic != nil && isForgotten(e) && a.batch.items[0].future.uncertain > 0 {
+		if a.batch.atomic != nil && mayBeFalse(e) && a.batch.items[0].future.uncertain > 0 {
 			f := a.batch.items[0].future
 			s.fail(f, &UnknownOutcomeError{Partition: s.partition, ID: f.ID(), Err: refusal(*e, s.partition, f.ID(), mark)})
 			return

@@ -71,7 +71,8 @@ type AtomicReceipt struct {
 // The errors are those of [Client.Append], and concern the batch as a whole. A
 // batch that is larger than the NATS server's max_payload is refused with
 // [ErrTooLarge]. While a node of the cluster runs a version without atomic
-// batches, the client waits and tries again.
+// batches, the client waits and tries again, unless that node leads the
+// partition, which refuses them with [ErrBadRequest]: upgrade all nodes first.
 //
 // AppendAtomic does not retain b. A batch counts as one transaction for
 // [Options.MaxInFlight] and [Client.Pending].

@@ -375,7 +375,7 @@ func (e *lineEncoder) encodeAtomic(c chunk, group []*transaction) (*importBatch,
 	case len(group) > e.count:
 		return nil, usagef("%s have more transactions than the NATS server's max_payload allows, which are %d: leave out atomic in them, and each is appended alone", b.lines(), e.count)
 	case len(b.data) > e.most:
-		return nil, usagef("%s have %d bytes with the headers that an import adds: at most %d are allowed; --plain adds fewer, or leave out atomic in them, and each is appended alone",
+		return nil, usagef("%s have %d bytes with the headers that an import adds: at most %d are allowed; leave out atomic in these lines, and each is appended alone, or import with --keep into an empty partition",
 			b.lines(), len(b.data), e.most)
 	}
 	return b, nil

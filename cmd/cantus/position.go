@@ -48,7 +48,7 @@ var momentForms = []string{"2006-01-02", "2006-01-02T15:04", "2006-01-02T15:04:0
 // deadline is a moment that a duration says from now on, not back.
 type deadline time.Time
 
-const deadlineExamples = "a time such as 2026-11-01T08:30 or 90s, which is in 90 seconds"
+const deadlineExamples = "a time such as 2026-11-01T08:30 or 90s, which is in 90 seconds, up to the year 2261"
 
 func (d *deadline) UnmarshalText(text []byte) error {
 	if in, err := subjects.ParseDuration(string(text)); err == nil {

@@ -1,0 +1,61 @@
+package broker
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// atomicRecords makes a batch of one atomic batch.
+func atomicRecords(size, count uint32, id string, fingerprint uint64) []byte {
+	var w wal.BatchWriter
+	w.Begin(wal.Transactions, 1, 1, 0)
+	for i := range count {
+		t := wal.Transaction{Kind: []byte("k"), Payload: []byte{byte(i)}, Atomic: wal.Atomic{Index: i, Size: size}}
+		if i == 0 && id != "" {
+			t.MsgID, t.Atomic.Fingerprint = []byte(id), fingerprint
+		}
+		w.Add(&t)
+	}
+	return w.Finish()
+}
+
+// What is restored must be what a leader could have written.
+func TestRestoredAtomicBatchesAreChecked(t *testing.T) {
+	payloads := func(yield func([]byte) bool) { _ = yield([]byte{0}) && yield([]byte{1}) && yield([]byte{2}) }
+	right := wal.PayloadsHash(payloads)
+	for _, c := range []struct {
+		data []byte
+		text string // "" if it is right
+	}{
+		{atomicRecords(3, 3, "", 0), ""},
+		{atomicRecords(3, 3, "id", right), ""},
+		{atomicRecords(3, 3, "id", right+1), "the fingerprint of the atomic batch 1-3 is not that of its payloads"},
+		{atomicRecords(3, 2, "", 0), "out of place in its atomic batch"},
+		{atomicRecords(subjects.MaxBatch, subjects.MaxBatch, "", 0), ""},
+		{atomicRecords(subjects.MaxBatch+1, subjects.MaxBatch+1, "", 0), "it has at most 5000 transactions"},
+	} {
+		_, _, err := checkRestored(c.data, wal.Base{}, 0)
+		if (err == nil) != (c.text == "") || err != nil && !strings.Contains(err.Error(), c.text) {
+			t.Errorf("%v, want %q", err, c.text)
+		}
+	}
+	plain := fuzzBatch(1, 1, "a")
+	if hasAtomic([][]byte{plain}) || !hasAtomic([][]byte{plain, atomicRecords(3, 3, "", 0)}) {
+		t.Error("it is not seen whether there is an atomic batch")
+	}
+}
+
+// A leader that was replaced knows neither the log's end nor the message ids of
+// what another one has committed since.
+func TestWhatOnlyALeaderKnowsIsConfirmed(t *testing.T) {
+	for _, reason := range []subjects.Reason{subjects.Ahead, subjects.Expired} {
+		p := &responder{confirmLeader: func() bool { return false }}
+		b := &batch{decided: []earlyOutcome{{r: &request{}, outcome: outcome{err: subjects.Errorf(reason, "x")}}}}
+		if p.verify(b, 5); b.decided[0].outcome.err.Reason != subjects.Unavailable {
+			t.Errorf("%s is answered as %s", reason, b.decided[0].outcome.err.Reason)
+		}
+	}
+}
