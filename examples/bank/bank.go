@@ -85,11 +85,15 @@ func (b *bank) catchUp(ctx context.Context) error {
 }
 
 // decide calls compute with the view, and appends the transaction that it
-// makes. It calls compute again if what it read has changed in the meantime.
+// makes. It calls compute again if what it read has changed in the meantime. A
+// compute that finds everything done sets no transaction.
 func (b *bank) decide(ctx context.Context, compute func(req *client.Request, db *sql.Tx) error) error {
 	_, err := b.transactor.Transact(ctx, partition, func(req *client.Request) error {
 		return b.view.Read(ctx, req, func(db *sql.Tx) error { return compute(req, db) })
 	})
+	if errors.Is(err, client.ErrNothing) {
+		return nil
+	}
 	return err
 }
 
