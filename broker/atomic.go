@@ -3,6 +3,7 @@ package broker
 import (
 	"strconv"
 
+	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/subjects"
@@ -121,11 +122,17 @@ func payloadsHash(items []*request) uint64 {
 	})
 }
 
-// refusesAtomic returns an error if the log can take no atomic batch, because
-// a node of the cluster would not understand it.
-func (r *replica) refusesAtomic() *subjects.Error {
-	facts, _ := r.host.facts()
-	if name := r.host.peers.notReading(1, facts.Nodes); name != "" {
+// atomicGate decides whether a log can take atomic batches.
+type atomicGate struct {
+	facts func() (cluster.Facts, <-chan struct{})
+	peers *peers
+}
+
+// refusal returns an error if a log can take no atomic batch, because a node of
+// the cluster would not understand it.
+func (g atomicGate) refusal() *subjects.Error {
+	facts, _ := g.facts()
+	if name := g.peers.notReading(1, facts.Nodes); name != "" {
 		return subjects.Errorf(subjects.Unavailable, "node %s runs a version without atomic batches: upgrade it first, nothing was done", name)
 	}
 	return nil

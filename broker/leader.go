@@ -249,7 +249,7 @@ func (r *replica) sessionConfig(term uint64, end func(error)) sessionConfig {
 		id: r.id, partition: f.number, partitions: f.partitions, names: f.names, term: term, log: r.log, metrics: &r.metrics, stages: h.metrics.stages, tracer: h.tracer,
 		queue: r.queue, certifier: r.state.certifier, inflight: h.inflight,
 		propose:  func(data []byte) proposal { return r.group.Propose(data) },
-		checkLog: func(m *natslink.Message) { r.logChecker.queue.putOrReject(m, &r.refusals) }, rejected: r.rejected, refusesAtomic: r.refusesAtomic, countRefused: r.limiter.count,
+		checkLog: func(m *natslink.Message) { r.logChecker.queue.putOrReject(m, &r.refusals) }, rejected: r.rejected, refusesAtomic: atomicGate{h.facts, h.peers}.refusal, countRefused: r.limiter.count,
 		mark: func() uint64 { return r.state.position().mark }, promotedAfter: r.state.promotedAfter, confirmLeader: func() bool { return r.requests.confirmLeader(term) }, end: end, setLate: r.queue.setLate,
 		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: f.feedKey, adviseRefused: r.refusals.advisory, adviseAll: r.refusals.conflicts.advise,
 	}

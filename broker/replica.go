@@ -156,7 +156,7 @@ func (r *replica) wire() {
 	}
 	r.restorer = restorer{
 		partition: r.id, cluster: h.cluster, state: r.state, gate: &r.gate, requests: &r.requests, now: h.now,
-		feed: mirrored.publishLog, ended: r.adviseLeader, refusesAtomic: r.refusesAtomic,
+		feed: mirrored.publishLog, ended: r.adviseLeader, refusesAtomic: atomicGate{h.facts, h.peers}.refusal,
 	}
 }
 
