@@ -15,9 +15,12 @@ import (
 // docs/adr/0008.
 const protocolVersion = 3
 
-// recordsVersion is the newest version of the records in batches that this
-// node reads. Version 1 has atomic batches.
-const recordsVersion = 1
+// atomicRecords is the first version of the records in batches that has atomic
+// batches, and recordsVersion the newest that this node reads.
+const (
+	atomicRecords  = 1
+	recordsVersion = atomicRecords
+)
 
 // announcement is a node's status, which it announces to the others every
 // announceInterval.

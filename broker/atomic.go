@@ -132,7 +132,7 @@ type atomicGate struct {
 // the cluster would not understand it.
 func (g atomicGate) refusal() *subjects.Error {
 	facts, _ := g.facts()
-	if name := g.peers.notReading(1, facts.Nodes); name != "" {
+	if name := g.peers.notReading(atomicRecords, facts.Nodes); name != "" {
 		return subjects.Errorf(subjects.Unavailable, "node %s runs a version without atomic batches: upgrade it first, nothing was done", name)
 	}
 	return nil

@@ -8,8 +8,8 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// atomicRecords makes a batch of one atomic batch.
-func atomicRecords(size, count uint32, id string, fingerprint uint64) []byte {
+// oneAtomicBatch makes a batch of one atomic batch.
+func oneAtomicBatch(size, count uint32, id string, fingerprint uint64) []byte {
 	var w wal.BatchWriter
 	w.Begin(wal.Transactions, 1, 1, 0)
 	for i := range count {
@@ -30,12 +30,12 @@ func TestRestoredAtomicBatchesAreChecked(t *testing.T) {
 		data []byte
 		text string // "" if it is right
 	}{
-		{atomicRecords(3, 3, "", 0), ""},
-		{atomicRecords(3, 3, "id", right), ""},
-		{atomicRecords(3, 3, "id", right+1), "the fingerprint of the atomic batch 1-3 is not that of its payloads"},
-		{atomicRecords(3, 2, "", 0), "out of place in its atomic batch"},
-		{atomicRecords(subjects.MaxBatch, subjects.MaxBatch, "", 0), ""},
-		{atomicRecords(subjects.MaxBatch+1, subjects.MaxBatch+1, "", 0), "it has at most 5000 transactions"},
+		{oneAtomicBatch(3, 3, "", 0), ""},
+		{oneAtomicBatch(3, 3, "id", right), ""},
+		{oneAtomicBatch(3, 3, "id", right+1), "the fingerprint of the atomic batch 1-3 is not that of its payloads"},
+		{oneAtomicBatch(3, 2, "", 0), "out of place in its atomic batch"},
+		{oneAtomicBatch(subjects.MaxBatch, subjects.MaxBatch, "", 0), ""},
+		{oneAtomicBatch(subjects.MaxBatch+1, subjects.MaxBatch+1, "", 0), "it has at most 5000 transactions"},
 	} {
 		_, _, err := checkRestored(c.data, wal.Base{}, 0)
 		if (err == nil) != (c.text == "") || err != nil && !strings.Contains(err.Error(), c.text) {
@@ -43,7 +43,7 @@ func TestRestoredAtomicBatchesAreChecked(t *testing.T) {
 		}
 	}
 	plain := fuzzBatch(1, 1, "a")
-	if hasAtomic([][]byte{plain}) || !hasAtomic([][]byte{plain, atomicRecords(3, 3, "", 0)}) {
+	if hasAtomic([][]byte{plain}) || !hasAtomic([][]byte{plain, oneAtomicBatch(3, 3, "", 0)}) {
 		t.Error("it is not seen whether there is an atomic batch")
 	}
 }

@@ -137,9 +137,9 @@ func (c *logChecker) addAll(ctx context.Context, m *natslink.Message, last, note
 	return nil
 }
 
-// add adds the finding for a request of a message, the next one, to its note.
-// The request has that of the check before. It needs none if it was refused
-// when it was decoded: so it is again by the sequencer.
+// add adds the finding for the next request of a message to its note. The
+// request has that of the check before. One that was refused when it was
+// decoded needs none: the sequencer refuses it again.
 func (c *logChecker) add(ctx context.Context, note *logNote, r *request, refused *subjects.Error) error {
 	note.findings = append(note.findings, r.finding)
 	if refused != nil {

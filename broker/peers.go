@@ -1,11 +1,12 @@
 package broker
 
 import (
-	"github.com/cantuslog/cantus/broker/cluster"
 	"maps"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/cantuslog/cantus/broker/cluster"
 )
 
 const (

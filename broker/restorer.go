@@ -25,7 +25,7 @@ type restorer struct {
 	requests  *requestServer
 	now       func() time.Time
 	feed      func(batches [][]byte) // publishes what a mirror has got
-	// refusesAtomic returns why no atomic batch can be stored now, nil if it can.
+	// refusesAtomic returns why no atomic batch can be stored now, nil if one can.
 	refusesAtomic func() *subjects.Error
 	ended         func() // called when a mirror has become an ordinary partition
 

@@ -41,7 +41,7 @@ type sequencer struct {
 	certified     chan<- *batch
 	slots         chan struct{}           // of the partition's batches in flight
 	checkLog      func(*natslink.Message) // has the log searched for a message, which is put in the queue again then
-	refusesAtomic func() *subjects.Error  // why no atomic batch is stored now, nil if it is
+	refusesAtomic func() *subjects.Error  // why no atomic batch is stored now, nil if one is
 	replyRejected func(*batch)            // replies to a batch that was rejected
 	answerLate    func(*batch)            // replies to a batch that has no outcome yet
 	late          *atomic.Int64           // batches in flight that were replied to

@@ -80,7 +80,7 @@ type sessionConfig struct {
 	checkLog func(*natslink.Message)
 	// rejected returns why no transaction can be stored now, nil if it can.
 	rejected func() error
-	// refusesAtomic returns why no atomic batch can be stored now, nil if it can.
+	// refusesAtomic returns why no atomic batch can be stored now, nil if one can.
 	refusesAtomic func() *subjects.Error
 	// countRefused is told how many transactions were rejected with an error.
 	countRefused func(e *subjects.Error, n int)

@@ -18,7 +18,9 @@ func deliver(ctx context.Context, s *stream, limit int, do func(txs []*Transacti
 		if err != nil {
 			return err
 		}
-		queue = append(rest, queue...)
+		if len(rest) > 0 {
+			queue = append(rest, queue...)
+		}
 		size := 0
 		for {
 			select {

@@ -46,9 +46,9 @@ var (
 	// has no leader at the moment, or it does not exist and the client does not
 	// know that yet (see [ErrNoPartition]).
 	ErrNoLeader = errors.New("client: nobody answers for the partition")
-	// ErrNothing is returned if a function was to make a transaction and set
-	// none: nothing was appended. A function that may find that nothing is to be
-	// done returns nil, and its caller takes this error for that.
+	// ErrNothing is returned by [Transactor.Transact], [Decide] and their atomic
+	// forms if the function has set no transaction: nothing was appended. If the
+	// function may find nothing to do, expect this error.
 	ErrNothing = errors.New("client: nothing to append: Set was not called, or no transaction added")
 	// ErrAttempts is returned by [Transactor.Transact] when every attempt met a
 	// conflict. It wraps the last one.

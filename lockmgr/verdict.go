@@ -12,7 +12,7 @@ const (
 	Ahead                     // its high-water mark is past the last txid
 	WrongLast                 // its expected last txid is not the last
 	Conflicted                // at least one of its locks is violated
-	Expired                   // it is too late for it
+	Expired                   // its last time has passed
 )
 
 var outcomes = [...]string{"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict", "expired"}
