@@ -5,12 +5,15 @@ import "fmt"
 // Check returns the first error in a Manager's structures.
 func Check(m *Manager) error {
 	pending := map[uint32]uint64{}
-	for txid, refs := range m.inflight.all(m.committed + 1) {
-		for _, i := range refs {
-			pending[i] = txid
+	for r := range m.inflight.all(m.committed + 1) {
+		for _, i := range r.refs {
+			pending[i] = r.txid
 		}
 	}
 	if err := m.locks.check(pending); err != nil {
+		return err
+	}
+	if err := m.locks.checkOwners(); err != nil {
 		return err
 	}
 	if m.locks.len() > m.opts.Locks || m.ids.len()-m.inflight.ids > m.opts.IDs {
@@ -19,12 +22,50 @@ func Check(m *Manager) error {
 	if err := m.ids.check(); err != nil {
 		return err
 	}
+	if err := m.sessions.check(m.opts.Sessions); err != nil {
+		return err
+	}
 	refs := 0
 	for _, fl := range m.inflight.txs[m.inflight.head:] {
 		refs += fl.refs
 	}
 	if refs != len(m.inflight.refs)-m.inflight.ref {
 		return fmt.Errorf("in flight are %d lock references, want %d", len(m.inflight.refs)-m.inflight.ref, refs)
+	}
+	return nil
+}
+
+// check compares the sessions in the order with those that are known.
+func (s *sessions) check(most int) error {
+	inOrder := 0
+	for i := s.records.newest(); i != 0; i = s.records.next(i) {
+		if r := s.records.at(i); r.committedTxid == 0 || s.byID[r.id] != i {
+			return fmt.Errorf("session %x of txid %d is number %d, and known as %d", r.id, r.committedTxid, i, s.byID[r.id])
+		}
+		inOrder++
+	}
+	if inOrder != s.len() || inOrder > most {
+		return fmt.Errorf("%d sessions in the order, which says %d: at most %d", inOrder, s.len(), most)
+	}
+	for id, i := range s.byID {
+		if r := s.records.at(i); r.id != id || r.txid == 0 || r.txid < r.committedTxid {
+			return fmt.Errorf("session %x is known as %d: %+v", id, i, *r)
+		}
+	}
+	return nil
+}
+
+// checkOwners returns an error if the table has owners of locks or prefixes
+// that are not known.
+func (t *table) checkOwners() error {
+	for key, o := range t.owners {
+		r := t.prefixes.at(uint32(key >> 1)).recorders
+		if key&1 == 0 {
+			r = t.locks.at(uint32(key >> 1)).recorders
+		}
+		if o.pending.session != (ID{}) && r.newest <= o.pending.other || o.committed.session != (ID{}) && r.committed <= o.committed.other {
+			return fmt.Errorf("owner %d of %+v: %+v", key, r, o)
+		}
 	}
 	return nil
 }

@@ -17,6 +17,9 @@ type inflightTx struct {
 	id    uint64 // its number among the ids, 0 if it has none
 	again bool   // the id was known, and too old to count
 	refs  int
+
+	session uint32 // the index of its session, 0 if it has none
+	seq     uint64
 }
 
 func (f *inflight) len() int { return len(f.txs) - f.head }
@@ -70,13 +73,20 @@ func (f *inflight) truncate(keep int) (gone []inflightTx, refs []uint32) {
 	return gone, refs
 }
 
+// recording is a transaction in flight with the locks that it records.
+type recording struct {
+	inflightTx
+	txid uint64
+	refs []uint32
+}
+
 // all iterates over the transactions in flight, of which first is the oldest's
-// txid, with the locks that they record.
-func (f *inflight) all(first uint64) iter.Seq2[uint64, []uint32] {
-	return func(yield func(uint64, []uint32) bool) {
+// txid.
+func (f *inflight) all(first uint64) iter.Seq[recording] {
+	return func(yield func(recording) bool) {
 		ref := f.ref
 		for i, fl := range f.txs[f.head:] {
-			if !yield(first+uint64(i), f.refs[ref:ref+fl.refs]) {
+			if !yield(recording{fl, first + uint64(i), f.refs[ref : ref+fl.refs]}) {
 				return
 			}
 			ref += fl.refs

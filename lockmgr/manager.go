@@ -20,6 +20,7 @@ type Manager struct {
 	floor     uint64 // the highest committed txid that locks has forgotten
 	trimmed   uint64 // the last txid of Forget
 	ids       *ids
+	sessions  *sessions
 
 	inflight inflight
 	found    []uint32  // index of each lock being certified, 0 if it is not known
@@ -36,6 +37,8 @@ func New(opts Options) *Manager {
 		window: int64(opts.IDWindow),
 		locks:  newTable(),
 		ids:    newIDs(),
+
+		sessions: newSessions(opts.Sessions),
 	}
 }
 
@@ -44,8 +47,8 @@ func New(opts Options) *Manager {
 // that it will be recorded with, in Unix nanoseconds; the caller ensures that
 // it never decreases.
 //
-// The message id is checked first, then the time, the high-water mark, the
-// expected last txid, and the locks.
+// The message id is checked first, then the session, the time, the high-water
+// mark, the expected last txid, and the locks.
 func (m *Manager) Certify(tx *Transaction, now int64) Verdict {
 	v := m.Check(tx, now)
 	if v.Outcome == Pass {
@@ -60,6 +63,9 @@ func (m *Manager) Check(tx *Transaction, now int64) Verdict {
 	m.mustNotRebuild()
 	m.use = m.newestUse(tx)
 	if v := m.checkID(tx, m.use, now); v.Outcome != Pass {
+		return v
+	}
+	if v := m.checkSession(tx); v.Outcome != Pass {
 		return v
 	}
 	if tx.HasNotAfter && now > tx.NotAfter {
@@ -101,9 +107,12 @@ func (m *Manager) Enter(tx *Transaction, now int64) uint64 {
 			m.inflight.refs = append(slices.Delete(refs, twice, twice+1), at)
 			continue
 		}
-		m.locks.recordPending(at, txid)
+		m.locks.recordPending(at, txid, tx.Session)
 		m.inflight.refs = append(m.inflight.refs, at)
 		fl.refs++
+	}
+	if tx.Session != (ID{}) {
+		fl.session, fl.seq = m.sessions.recordPending(tx.Session, tx.SessionSeq, txid), tx.SessionSeq
 	}
 	if tx.ID != (ID{}) {
 		fl.id = m.ids.add(idRecord{id: tx.ID, txid: txid, time: now, fingerprint: tx.Fingerprint})
@@ -157,6 +166,28 @@ func (m *Manager) checkLast(tx *Transaction) Verdict {
 	}
 }
 
+// checkSession decides whether a transaction is the next one of its session.
+func (m *Manager) checkSession(tx *Transaction) Verdict {
+	if tx.Session == (ID{}) {
+		return Verdict{}
+	}
+	s := m.sessions.find(tx.Session)
+	if s == nil {
+		if tx.SessionSeq == 1 && tx.HighWaterMark >= m.sessions.floor {
+			return Verdict{}
+		}
+		return Verdict{Outcome: WrongSeq, HasSessionSeq: m.sessions.floor == 0}
+	}
+	if tx.SessionSeq == s.seq+1 {
+		return Verdict{}
+	}
+	v := Verdict{Outcome: WrongSeq, SessionSeq: s.seq, HasSessionSeq: true}
+	if s.txid > m.committed {
+		v.DependsOn = s.txid
+	}
+	return v
+}
+
 func (m *Manager) checkLocks(tx *Transaction) Verdict {
 	var mark uint64
 	if tx.HasHighWaterMark {
@@ -170,10 +201,10 @@ func (m *Manager) checkLocks(tx *Transaction) Verdict {
 			m.found = append(m.found, 0)
 			continue
 		}
-		r, at := m.locks.overlapping(l.Name)
+		txid, at, known := m.newestOther(l.Name, tx.Session)
 		m.found = append(m.found, at)
-		txid, forgotten := r.newest, false
-		if txid == 0 {
+		forgotten := false
+		if !known {
 			txid, forgotten = m.forgotten(tx, i)
 		}
 		if txid > mark {
@@ -191,6 +222,19 @@ func (m *Manager) checkLocks(tx *Transaction) Verdict {
 	return v
 }
 
+// newestOther returns the newest recorder of locks that overlap name, other
+// than of a session, and reports whether the table knows it: otherwise it lies
+// at or below the floor, if there ever was one. i is the index of name, 0 if it
+// is not known or stands for a subtree.
+func (m *Manager) newestOther(name string, session ID) (txid uint64, i uint32, known bool) {
+	if session != (ID{}) && len(m.locks.owners) > 0 {
+		txid, i = m.locks.newestOther(name, session)
+		return txid, i, txid > m.floor
+	}
+	r, i := m.locks.overlapping(name)
+	return r.newest, i, r.newest > m.floor || session == (ID{}) && r.newest != 0
+}
+
 // forgotten returns where lock number i, which the table does not know, counts
 // as recorded, and reports whether that may be wrong.
 func (m *Manager) forgotten(tx *Transaction, i int) (txid uint64, forgotten bool) {
@@ -203,8 +247,8 @@ func (m *Manager) forgotten(tx *Transaction, i int) (txid uint64, forgotten bool
 // RecorderOf returns what Check takes as the newest recorder of lock number i
 // of a transaction.
 func (m *Manager) RecorderOf(tx *Transaction, i int) Recorder {
-	if r, _ := m.locks.overlapping(tx.Locks[i].Name); r.newest != 0 {
-		return Recorder{Txid: r.newest}
+	if newest, _, known := m.newestOther(tx.Locks[i].Name, tx.Session); known {
+		return Recorder{Txid: newest}
 	}
 	txid, forgotten := m.forgotten(tx, i)
 	return Recorder{txid, forgotten}
@@ -219,7 +263,7 @@ func (m *Manager) Unknown(where []int, tx *Transaction) []int {
 	}
 	for i := range tx.Locks {
 		if l := &tx.Locks[i]; l.Mode.checked() {
-			if r, _ := m.locks.overlapping(l.Name); r.newest == 0 {
+			if _, _, known := m.newestOther(l.Name, tx.Session); !known {
 				where = append(where, i)
 			}
 		}
@@ -236,8 +280,12 @@ func (m *Manager) Commit() uint64 {
 	}
 	fl, refs := m.inflight.popOldest()
 	m.commitTime(m.committed+1, fl.time)
+	var session ID
+	if fl.session != 0 {
+		session = m.sessions.commit(fl.session, fl.seq, m.committed)
+	}
 	for _, i := range refs {
-		m.commitLock(i)
+		m.commitLock(i, session)
 	}
 	m.inflight.compact()
 	m.commitID(fl.id, fl.again)
@@ -265,9 +313,12 @@ func (m *Manager) Record(txid uint64, time int64, tx *Transaction) {
 	for i := range tx.Locks {
 		if l := &tx.Locks[i]; l.Mode.recorded() {
 			at := m.locks.index(l.Name)
-			m.locks.recordPending(at, txid)
-			m.commitLock(at)
+			m.locks.recordPending(at, txid, tx.Session)
+			m.commitLock(at, tx.Session)
 		}
+	}
+	if tx.Session != (ID{}) {
+		m.sessions.commit(m.sessions.recordPending(tx.Session, tx.SessionSeq, txid), tx.SessionSeq, txid)
 	}
 	var id uint64
 	if tx.ID != (ID{}) {
@@ -298,9 +349,10 @@ func (m *Manager) OldestID(now int64) (txid uint64) {
 	return m.ids.oldestSince(now-m.window, m.committed)
 }
 
-// commitLock makes the committed transaction the recorder of a lock.
-func (m *Manager) commitLock(i uint32) {
-	m.locks.commit(i, m.committed)
+// commitLock makes the committed transaction, of a session, the recorder of a
+// lock.
+func (m *Manager) commitLock(i uint32, session ID) {
+	m.locks.commit(i, m.committed, session)
 	if m.locks.len() > m.opts.Locks {
 		m.floor = m.locks.dropOldest()
 	}
@@ -333,25 +385,30 @@ func (m *Manager) Rollback(from uint64) {
 	for _, i := range refs {
 		m.locks.revert(i)
 	}
-	for txid, kept := range m.inflight.all(m.committed + 1) {
-		for _, i := range kept {
-			m.locks.recordPending(i, txid)
+	for _, fl := range gone {
+		m.sessions.revert(fl.session)
+	}
+	for kept := range m.inflight.all(m.committed + 1) {
+		session := m.sessions.again(kept)
+		for _, i := range kept.refs {
+			m.locks.recordPending(i, kept.txid, session)
 		}
 	}
 	for _, i := range refs {
 		m.locks.dropUnknown(i)
 	}
 	for _, fl := range gone {
+		m.sessions.dropUnknown(fl.session)
 		if fl.id != 0 {
 			m.ids.dropNewest()
 		}
 	}
 }
 
-// Forget forgets all that was recorded below txid first, locks and message ids,
-// because the log was trimmed to begin there: the floor becomes first-1, if it
-// was lower. What is in flight stays. A first past Committed plus one
-// counts as that.
+// Forget forgets all that was recorded below txid first, locks, message ids and
+// sessions, because the log was trimmed to begin there: the floor becomes
+// first-1, if it was lower. What is in flight stays. A first past Committed
+// plus one counts as that.
 func (m *Manager) Forget(first uint64) {
 	m.mustNotRebuild()
 	m.forget(first)
@@ -364,6 +421,7 @@ func (m *Manager) forget(first uint64) {
 	}
 	m.locks.forget(first)
 	m.ids.forget(first)
+	m.sessions.forget(first)
 	m.floor, m.trimmed = max(m.floor, first-1), max(m.trimmed, first-1)
 }
 
@@ -404,6 +462,7 @@ type Stats struct {
 	Capacity int    // the most that are known
 	Floor    uint64 // the highest txid forgotten by the lock table
 	IDs      int    // message ids remembered, in flight not included
+	Sessions int    // sessions remembered, in flight not included
 	InFlight int    // transactions in flight
 }
 
@@ -414,6 +473,7 @@ func (m *Manager) Stats() Stats {
 		Capacity: m.opts.Locks,
 		Floor:    m.floor,
 		IDs:      m.ids.len() - m.inflight.ids,
+		Sessions: m.sessions.len(),
 		InFlight: m.inflight.len(),
 	}
 }

@@ -14,6 +14,10 @@ type Options struct {
 	// 1,000,000, at most 1<<30; some 65 bytes each.
 	IDs int
 
+	// Sessions is how many sessions are remembered, those with the newest
+	// transactions; default 100,000, at most 1<<30; some 150 bytes each.
+	Sessions int
+
 	// IDWindow is how long a message id is remembered, by the log's time;
 	// default 2 minutes.
 	IDWindow time.Duration
@@ -28,10 +32,14 @@ func (o Options) withDefaults() Options {
 	if o.IDs <= 0 {
 		o.IDs = 1_000_000
 	}
+	if o.Sessions <= 0 {
+		o.Sessions = 100_000
+	}
 	if o.IDWindow <= 0 {
 		o.IDWindow = 2 * time.Minute
 	}
 	o.Locks = min(o.Locks, maxTracked)
 	o.IDs = min(o.IDs, maxTracked)
+	o.Sessions = min(o.Sessions, maxTracked)
 	return o
 }

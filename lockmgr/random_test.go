@@ -47,7 +47,7 @@ func TestRandomHistories(t *testing.T) {
 	t.Logf("%v", tally)
 	for _, what := range []string{
 		"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict",
-		"floor", "depends", "rollback", "rollback of some", "rebuild", "rebuild cut short", "forget", "advance", "foreign",
+		"floor", "depends", "next of a session", "another of a session", "conflict of a session", "own lock", "session forgotten", "rollback", "rollback of some", "rebuild", "rebuild cut short", "forget", "advance", "foreign",
 	} {
 		if count >= 1000 && tally[what] < count/100 {
 			t.Errorf("%q came up %d times only in %d histories", what, tally[what], count)
@@ -62,15 +62,18 @@ type history struct {
 	m     *lockmgr.Manager
 	w     *twin
 	names []string
-	now   int64
-	tally map[string]int
+	// sessions says that some transactions are of a session.
+	sessions bool
+	now      int64
+	tally    map[string]int
 }
 
 func newHistory(t *testing.T, seed uint64) *history {
 	r := rand.New(rand.NewPCG(seed, 0))
-	opts := lockmgr.Options{Locks: 1 + r.IntN(6), IDs: 1 + r.IntN(4), IDWindow: time.Duration(1 + r.IntN(30))}
+	opts := lockmgr.Options{Locks: 1 + r.IntN(6), IDs: 1 + r.IntN(4), Sessions: 1 + r.IntN(3), IDWindow: time.Duration(1 + r.IntN(30))}
 	h := &history{t: t, seed: seed, rand: r, tally: map[string]int{}}
 	h.m, h.w = lockmgr.New(opts), &twin{opts: opts, first: 1}
+	h.sessions = r.IntN(2) == 0
 	// Half of the histories use a few names only, so that locks meet more
 	// often.
 	h.names = names
@@ -139,7 +142,23 @@ func (h *history) transaction() *lockmgr.Transaction {
 	if r.IntN(3) == 0 {
 		tx.ID = lockmgr.ID{1 + byte(r.IntN(6))}
 	}
+	if h.sessions && r.IntN(3) > 0 {
+		h.addSession(tx)
+	}
 	return tx
+}
+
+// addSession makes a transaction one of a session, the next of it in most
+// cases.
+func (h *history) addSession(tx *lockmgr.Transaction) {
+	r := h.rand
+	tx.Session, tx.SessionSeq = lockmgr.ID{1 + byte(r.IntN(4))}, 1+uint64(r.IntN(3))
+	known, _ := h.w.sessions()
+	for _, s := range append(known, h.w.inFlightSessions()...) {
+		if s.Session == tx.Session && r.IntN(5) > 0 {
+			tx.SessionSeq = s.Seq + 1
+		}
+	}
 }
 
 func (h *history) certify() {
@@ -152,6 +171,7 @@ func (h *history) certify() {
 	}
 	h.checkTruth(tx, got)
 	h.tally[got.Outcome.String()]++
+	h.countSession(tx, got)
 	if got.DependsOn > 0 {
 		h.tally["depends"]++
 	}
@@ -160,19 +180,39 @@ func (h *history) certify() {
 	}
 }
 
+// countSession counts what a verdict on a transaction of a session shows.
+func (h *history) countSession(tx *lockmgr.Transaction, v lockmgr.Verdict) {
+	switch {
+	case tx.Session == (lockmgr.ID{}):
+	case v.Outcome == lockmgr.WrongSeq && !v.HasSessionSeq:
+		h.tally["session forgotten"]++
+	case v.Outcome == lockmgr.WrongSeq:
+		h.tally["another of a session"]++
+	case v.Outcome == lockmgr.Conflicted:
+		h.tally["conflict of a session"]++
+	case v.Outcome == lockmgr.Pass:
+		h.tally["next of a session"]++
+		for _, l := range tx.Locks {
+			if l.Mode != lockmgr.Append && h.w.ever(l.Name, tx.HighWaterMark, lockmgr.ID{}) > 0 {
+				h.tally["own lock"]++
+			}
+		}
+	}
+}
+
 // checkTruth compares a verdict with everything that was ever recorded: no
 // conflict is missed, and none is false for a writer at or past the floor.
 func (h *history) checkTruth(tx *lockmgr.Transaction, v lockmgr.Verdict) {
 	if v.Outcome == lockmgr.Pass {
 		for _, l := range tx.Locks {
-			if txid := h.w.ever(l.Name, 0); l.Mode != lockmgr.Append && txid > tx.HighWaterMark {
+			if txid := h.w.ever(l.Name, 0, tx.Session); l.Mode != lockmgr.Append && txid > tx.HighWaterMark {
 				h.fail("%+v passed, %s was recorded by %d", *tx, l.Name, txid)
 			}
 		}
 	}
 	floor := h.m.Stats().Floor
 	for _, c := range v.Conflicts {
-		switch txid := h.w.ever(c.Name, 0); {
+		switch txid := h.w.ever(c.Name, 0, tx.Session); {
 		case tx.HighWaterMark >= floor && txid != c.Txid:
 			h.fail("%+v met %+v, %s was recorded by %d", *tx, c, c.Name, txid)
 		case txid > c.Txid:
@@ -253,11 +293,13 @@ func (h *history) rebuild() {
 		stop = max(stop, h.w.committed()-min(h.w.committed()-1, uint64(h.rand.IntN(5))))
 	}
 	more := stop > h.w.first && rebuild(h.m, h.w.log, h.w.time, h.w.first, stop) == int(h.w.committed()-stop+1)
+	h.w.walked = 0
 	if more {
 		h.w.first = stop
 		h.tally["rebuild cut short"]++
 	} else {
-		rebuild(h.m, h.w.log, h.w.time, h.w.first, h.w.first)
+		n := rebuild(h.m, h.w.log, h.w.time, h.w.first, h.w.first)
+		h.w.walked = h.w.committed() - uint64(n) + 1
 		h.tally["rebuild"]++
 	}
 	h.compare()
@@ -269,6 +311,8 @@ func (h *history) compare() {
 	got := lockmgr.StateOf(h.m)
 	want := lockmgr.State{Committed: h.w.committed(), Last: h.w.last(), IDs: h.w.ids()}
 	want.Locks, want.Floor = h.w.locks()
+	want.Sessions, want.SessionFloor = h.w.sessions()
+	want.InFlightSessions = h.w.inFlightSessions()
 	want.Time = h.w.now()
 	if txid := h.m.OldestID(h.now); txid != h.w.oldestID(h.now) {
 		h.fail("the oldest id that counts at %d is of txid %d, want %d", h.now, txid, h.w.oldestID(h.now))
@@ -282,12 +326,13 @@ func (h *history) compare() {
 			}
 		}
 	}
-	if !got.Equal(want, false) {
+	want.InFlightLocks = h.w.withOthers(want.InFlightLocks, want.Floor)
+	if !got.Equal(want, false) || got.SessionFloor != want.SessionFloor {
 		h.fail("state:\n got %+v\nwant %+v", got, want)
 	}
 	stats := lockmgr.Stats{
 		Locks: len(want.Locks), Capacity: h.w.opts.Locks, Floor: want.Floor,
-		IDs: len(want.IDs), InFlight: len(h.w.inFlight),
+		IDs: len(want.IDs), Sessions: len(want.Sessions), InFlight: len(h.w.inFlight),
 	}
 	if got := h.m.Stats(); got != stats {
 		h.fail("stats %+v, want %+v", got, stats)

@@ -9,6 +9,8 @@ type rebuild struct {
 	time      int64  // of the transaction before
 	locksDone bool   // the table is full, and the floor is known
 	idsDone   bool
+
+	sessionsDone bool // as many as are remembered were found
 }
 
 // Reset empties the Manager, in-flight transactions included, and begins a
@@ -43,6 +45,7 @@ func (m *Manager) RecordOlder(txid uint64, time int64, tx *Transaction) (more bo
 	r.next, r.time = txid-1, time
 	m.olderLocks(txid, tx)
 	m.olderID(txid, time, tx)
+	m.olderSession(txid, tx)
 	return !r.locksDone || !r.idsDone
 }
 
@@ -52,7 +55,7 @@ func (m *Manager) RecordOlder(txid uint64, time int64, tx *Transaction) (more bo
 func (m *Manager) olderLocks(txid uint64, tx *Transaction) {
 	for i := len(tx.Locks) - 1; i >= 0 && !m.rebuild.locksDone; i-- {
 		l := &tx.Locks[i]
-		if l.Mode.recorded() && !m.locks.recordOlder(l.Name, txid, m.opts.Locks) {
+		if l.Mode.recorded() && !m.locks.recordOlder(l.Name, txid, tx.Session, m.opts.Locks) {
 			m.floor = txid
 			m.rebuild.locksDone = true
 		}
@@ -70,13 +73,23 @@ func (m *Manager) olderID(txid uint64, time int64, tx *Transaction) {
 	}
 }
 
+// olderSession records the session of a transaction. Sessions don't make a walk
+// longer.
+func (m *Manager) olderSession(txid uint64, tx *Transaction) {
+	if r := m.rebuild; !r.sessionsDone && tx.Session != (ID{}) && !m.sessions.recordOlder(tx.Session, tx.SessionSeq, txid) {
+		m.sessions.floor = txid
+		r.sessionsDone = true
+	}
+}
+
 // Rebuilt ends a rebuild. first is the first txid that the log keeps, Committed
 // plus one if it keeps none. The Manager then is as it would be had every
 // transaction been recorded, and the log trimmed at first.
 //
 // If the caller stops the walk before RecordOlder returns false and before the
 // log begins, the floor is just below the last transaction walked: no conflict
-// is missed, but message ids of older transactions are.
+// is missed, but message ids of older transactions are. In any case sessions
+// without a transaction that was walked are forgotten.
 func (m *Manager) Rebuilt(first uint64) {
 	r := m.rebuild
 	if r == nil {
@@ -84,6 +97,9 @@ func (m *Manager) Rebuilt(first uint64) {
 	}
 	if !r.locksDone {
 		m.floor = r.next
+	}
+	if !r.sessionsDone {
+		m.sessions.floor = r.next
 	}
 	m.rebuild = nil
 	m.forget(first)

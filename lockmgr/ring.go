@@ -1,8 +1,8 @@
 package lockmgr
 
-// ring holds the locks of a table: a slab of records, some of which are in an
-// order from the newest to the oldest, as a doubly linked ring of indices.
-// Index 0 is the ring's own node and holds no record.
+// ring holds the locks of a table, or sessions: a slab of records, some of
+// which are in an order from the newest to the oldest, as a doubly linked ring
+// of indices. Index 0 is the ring's own node and holds no record.
 type ring[T any] struct {
 	nodes slab[node[T]]
 	n     int // in the order

@@ -1,20 +1,36 @@
 package lockmgr
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // State is everything that a Manager's verdicts depend on, in a form that can
 // be compared with another one's.
 type State struct {
 	Committed, Last, Floor uint64
 	Time                   int64
-	Locks, InFlightLocks   []TrackedLock // newest first
-	IDs, InFlightIDs       []TrackedID   // newest first
+	Locks, InFlightLocks   []TrackedLock    // newest first
+	IDs, InFlightIDs       []TrackedID      // newest first
+	Sessions               []TrackedSession // newest first
+	InFlightSessions       []TrackedSession // newest first
+	SessionFloor           uint64
 }
 
 // TrackedLock is a lock that is known, and its newest recorder.
 type TrackedLock struct {
 	Name string
 	Txid uint64
+	// Session is that of Txid, and Other the newest transaction that recorded
+	// the lock and is not of the session, 0 if none above the floor is known.
+	Session ID
+	Other   uint64
+}
+
+// TrackedSession is a session that is remembered, with its newest transaction.
+type TrackedSession struct {
+	Session   ID
+	Seq, Txid uint64
 }
 
 // TrackedID is a message id that is remembered.
@@ -26,11 +42,14 @@ type TrackedID struct {
 }
 
 // Equal reports whether two states are the same; if committed, without regard
-// to transactions in flight.
+// to transactions in flight. The floors of the sessions may differ: a rebuild
+// that ends before the log does may raise it.
 func (s State) Equal(o State, committed bool) bool {
 	return s.Committed == o.Committed && s.Floor == o.Floor && s.Time == o.Time &&
 		slices.Equal(s.Locks, o.Locks) && slices.Equal(s.IDs, o.IDs) &&
-		(committed || s.Last == o.Last && slices.Equal(s.InFlightLocks, o.InFlightLocks) && slices.Equal(s.InFlightIDs, o.InFlightIDs))
+		slices.Equal(s.Sessions, o.Sessions) &&
+		(committed || s.Last == o.Last && slices.Equal(s.InFlightLocks, o.InFlightLocks) && slices.Equal(s.InFlightIDs, o.InFlightIDs) &&
+			slices.Equal(s.InFlightSessions, o.InFlightSessions))
 }
 
 // StateOf returns a copy of a Manager's state. It is for tests: it takes time
@@ -38,33 +57,62 @@ func (s State) Equal(o State, committed bool) bool {
 func StateOf(m *Manager) State {
 	s := State{
 		Committed: m.committed, Last: m.Last(), Floor: m.floor, Time: m.time,
-		Locks: m.locks.tracked(), InFlightLocks: m.inFlightLocks(),
+		Locks: m.locks.tracked(m.floor), InFlightLocks: m.inFlightLocks(), SessionFloor: m.sessions.floor,
 	}
+	s.Sessions, s.InFlightSessions = m.sessions.tracked(m.committed)
 	s.IDs, s.InFlightIDs = m.trackedIDs()
 	return s
 }
 
-func (t *table) tracked() []TrackedLock {
+func (t *table) tracked(floor uint64) []TrackedLock {
 	var out []TrackedLock
 	for i := t.locks.newest(); i != 0; i = t.locks.next(i) {
-		out = append(out, TrackedLock{t.name(i), t.locks.at(i).committed})
+		l := TrackedLock{Name: t.name(i), Txid: t.locks.at(i).committed}
+		if o := t.owners[lockKey(i)].committed; o.session != (ID{}) {
+			l.Session = o.session
+			if o.other > floor {
+				l.Other = o.other
+			}
+		}
+		out = append(out, l)
 	}
 	return out
+}
+
+func (s *sessions) tracked(last uint64) (committed, inFlight []TrackedSession) {
+	for i := s.records.newest(); i != 0; i = s.records.next(i) {
+		r := s.records.at(i)
+		committed = append(committed, TrackedSession{r.id, r.committedSeq, r.committedTxid})
+	}
+	for _, i := range s.byID {
+		if r := s.records.at(i); r.txid > last {
+			inFlight = append(inFlight, TrackedSession{r.id, r.seq, r.txid})
+		}
+	}
+	slices.SortFunc(inFlight, func(a, b TrackedSession) int { return cmp.Compare(b.Txid, a.Txid) })
+	return committed, inFlight
 }
 
 // inFlightLocks returns the locks that transactions in flight record, each with
 // its newest recorder in the table.
 func (m *Manager) inFlightLocks() []TrackedLock {
 	var refs []uint32
-	for _, some := range m.inflight.all(m.committed + 1) {
-		refs = append(refs, some...)
+	for some := range m.inflight.all(m.committed + 1) {
+		refs = append(refs, some.refs...)
 	}
 	var out []TrackedLock
 	seen := map[uint32]bool{}
 	for _, i := range slices.Backward(refs) {
 		if !seen[i] {
 			seen[i] = true
-			out = append(out, TrackedLock{m.locks.name(i), m.locks.locks.at(i).newest})
+			l := TrackedLock{Name: m.locks.name(i), Txid: m.locks.locks.at(i).newest}
+			if o := m.locks.owners[lockKey(i)].pending; o.session != (ID{}) {
+				l.Session = o.session
+				if o.other > m.floor {
+					l.Other = o.other
+				}
+			}
+			out = append(out, l)
 		}
 	}
 	return out

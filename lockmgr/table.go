@@ -19,6 +19,8 @@ type table struct {
 
 	prefixes slab[prefix] // 0 is the root, the empty prefix
 	byPath   index        // of prefixes, by parent and last token
+
+	owners map[ownerKey]owner // of locks and prefixes whose newest recorder, or newest committed one, is of a session
 }
 
 // recorders are the newest transactions that recorded a lock, or one of
@@ -52,7 +54,7 @@ type prefix struct {
 }
 
 func newTable() *table {
-	t := &table{seed: maphash.MakeSeed(), locks: newRing[lock]()}
+	t := &table{seed: maphash.MakeSeed(), locks: newRing[lock](), owners: map[ownerKey]owner{}}
 	t.prefixes.alloc()
 	return t
 }
@@ -124,8 +126,10 @@ func (t *table) above(at uint32) iter.Seq[*prefix] {
 func (t *table) newest(i uint32) uint64 { return t.locks.at(i).newest }
 
 // recordPending makes txid, at least as new as any, the newest recorder of a
-// lock. It is in flight until commit or revert.
-func (t *table) recordPending(i uint32, txid uint64) {
+// lock. It is in flight until commit or revert. session is that of the
+// transaction, zero if it has none.
+func (t *table) recordPending(i uint32, txid uint64, session ID) {
+	t.ownPending(i, session)
 	l := t.locks.at(i)
 	l.newest = txid
 	for p := range t.above(l.parent) {
@@ -134,8 +138,10 @@ func (t *table) recordPending(i uint32, txid uint64) {
 }
 
 // commit makes txid, at least as new as any that is committed, the newest
-// committed recorder of a lock. It was recorded as pending before.
-func (t *table) commit(i uint32, txid uint64) {
+// committed recorder of a lock. It was recorded as pending before, with the
+// same session.
+func (t *table) commit(i uint32, txid uint64, session ID) {
+	t.ownCommitted(i, session)
 	l := t.locks.at(i)
 	if l.committed != 0 {
 		t.locks.renew(i)
@@ -153,6 +159,7 @@ func (t *table) commit(i uint32, txid uint64) {
 // to the committed one. The caller then re-records the transactions still in
 // flight, oldest first, and drops locks that none of them records.
 func (t *table) revert(i uint32) {
+	t.revertOwners(i)
 	l := t.locks.at(i)
 	l.newest = l.committed
 	for p := range t.above(l.parent) {
@@ -171,11 +178,12 @@ func (t *table) dropUnknown(i uint32) {
 // recordOlder makes txid, at most as new as any, the recorder of name unless
 // name is known already. It returns false and changes nothing if that would
 // need more than limit names. Nothing may be in flight.
-func (t *table) recordOlder(name string, txid uint64, limit int) bool {
-	if t.len() >= limit {
-		return t.known(name)
+func (t *table) recordOlder(name string, txid uint64, session ID, limit int) bool {
+	if t.len() >= limit && !t.known(name) {
+		return false
 	}
 	i := t.index(name)
+	t.ownOlder(i, txid, session)
 	l := t.locks.at(i)
 	if l.committed != 0 {
 		return true
@@ -196,6 +204,7 @@ func (t *table) dropOldest() uint64 {
 	l := t.locks.at(i)
 	txid := l.committed
 	l.committed = 0
+	t.disownCommitted(lockKey(i))
 	t.locks.leave(i)
 	t.leave(l.parent)
 	if l.newest == txid {
@@ -220,6 +229,7 @@ func (t *table) drop(i uint32) {
 		t.prefixes.at(l.parent).subtree = 0
 	}
 	t.tokens.drop(&l.token)
+	t.disown(lockKey(i))
 	t.locks.free(i)
 	t.release(l.parent)
 }
@@ -292,6 +302,7 @@ func (t *table) leave(at uint32) {
 			return
 		}
 		p.committed = 0
+		t.disownCommitted(prefixKey(at))
 		if at == 0 {
 			return
 		}
@@ -309,6 +320,7 @@ func (t *table) release(at uint32) {
 			return
 		}
 		p.newest = 0
+		t.disown(prefixKey(at))
 		if at == 0 {
 			return
 		}

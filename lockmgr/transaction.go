@@ -64,4 +64,11 @@ type Transaction struct {
 	// Fingerprint is the same request.
 	ID          ID
 	Fingerprint uint64
+
+	// Session, if given, is the [HashID] of its session's name, and SessionSeq
+	// its number there. Number 1 begins a session, and each other number passes
+	// if the one before it has passed. What the session has recorded does not
+	// conflict.
+	Session    ID
+	SessionSeq uint64
 }

@@ -17,6 +17,7 @@ type twin struct {
 	inFlight []logged
 	first    uint64 // what is below is forgotten
 	time     int64  // of the newest advance
+	walked   uint64 // the last rebuild has read the log from here on
 }
 
 func (w *twin) committed() uint64 { return uint64(len(w.log)) }
@@ -40,12 +41,81 @@ func (w *twin) locks() (known []lockmgr.TrackedLock, floor uint64) {
 				continue
 			}
 			if len(known) == w.opts.Locks {
-				return known, txid
+				return w.withOthers(known, txid), txid
 			}
 			known = append(known, lockmgr.TrackedLock{Name: locks[i].Name, Txid: txid})
 		}
 	}
-	return known, w.first - 1
+	return w.withOthers(known, w.first-1), w.first - 1
+}
+
+// withOthers adds to locks whose newest recorder is of a session the newest one
+// that is not, if that is above the floor.
+func (w *twin) withOthers(locks []lockmgr.TrackedLock, floor uint64) []lockmgr.TrackedLock {
+	for i := range locks {
+		l := &locks[i]
+		if l.Session = w.at(l.Txid).tx.Session; l.Session == (lockmgr.ID{}) {
+			continue
+		}
+		for txid := l.Txid - 1; txid > floor && l.Other == 0; txid-- {
+			tx := w.at(txid).tx
+			if tx.Session != l.Session && slices.ContainsFunc(tx.Locks, func(o lockmgr.Lock) bool { return o.Name == l.Name && o.Mode != lockmgr.Read }) {
+				l.Other = txid
+			}
+		}
+	}
+	return locks
+}
+
+// sessions returns the committed sessions that are known, newest first, and
+// their floor.
+func (w *twin) sessions() (known []lockmgr.TrackedSession, floor uint64) {
+	first := max(w.first, w.walked)
+	for txid := w.committed(); txid >= first; txid-- {
+		tx := w.log[txid-1].tx
+		if tx.Session == (lockmgr.ID{}) || slices.ContainsFunc(known, func(s lockmgr.TrackedSession) bool { return s.Session == tx.Session }) {
+			continue
+		}
+		if len(known) == w.opts.Sessions {
+			return known, txid
+		}
+		known = append(known, lockmgr.TrackedSession{Session: tx.Session, Seq: tx.SessionSeq, Txid: txid})
+	}
+	return known, first - 1
+}
+
+// inFlightSessions returns the sessions of the transactions in flight, newest
+// first.
+func (w *twin) inFlightSessions() (known []lockmgr.TrackedSession) {
+	for txid := w.last(); txid > w.committed(); txid-- {
+		tx := w.at(txid).tx
+		if tx.Session != (lockmgr.ID{}) && !slices.ContainsFunc(known, func(s lockmgr.TrackedSession) bool { return s.Session == tx.Session }) {
+			known = append(known, lockmgr.TrackedSession{Session: tx.Session, Seq: tx.SessionSeq, Txid: txid})
+		}
+	}
+	return known
+}
+
+// session computes whether a transaction is the next one of its session.
+func (w *twin) session(tx *lockmgr.Transaction) lockmgr.Verdict {
+	known, floor := w.sessions()
+	for _, s := range append(w.inFlightSessions(), known...) {
+		switch {
+		case s.Session != tx.Session:
+			continue
+		case tx.SessionSeq == s.Seq+1:
+			return lockmgr.Verdict{}
+		}
+		v := lockmgr.Verdict{Outcome: lockmgr.WrongSeq, SessionSeq: s.Seq, HasSessionSeq: true}
+		if s.Txid > w.committed() {
+			v.DependsOn = s.Txid
+		}
+		return v
+	}
+	if tx.SessionSeq == 1 && tx.HighWaterMark >= floor {
+		return lockmgr.Verdict{}
+	}
+	return lockmgr.Verdict{Outcome: lockmgr.WrongSeq, HasSessionSeq: floor == 0}
 }
 
 // now is the partition's time.
@@ -90,6 +160,11 @@ func (w *twin) certify(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 	if v := w.duplicate(tx, now); v.Outcome != lockmgr.Pass {
 		return v
 	}
+	if tx.Session != (lockmgr.ID{}) {
+		if v := w.session(tx); v.Outcome != lockmgr.Pass {
+			return v
+		}
+	}
 	if tx.HasNotAfter && now > tx.NotAfter {
 		return lockmgr.Verdict{Outcome: lockmgr.Expired}
 	}
@@ -107,6 +182,11 @@ func (w *twin) certify(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 	v := lockmgr.Verdict{Outcome: lockmgr.Pass, Txid: w.last() + 1}
 	for _, l := range tx.Locks {
 		txid, forgotten := w.newest(l.Name, known, floor)
+		if tx.Session != (lockmgr.ID{}) {
+			if txid, forgotten = w.ever(l.Name, floor, tx.Session), false; txid == 0 {
+				txid, forgotten = floor, true
+			}
+		}
 		if l.Mode != lockmgr.Append && txid > tx.HighWaterMark {
 			v.Outcome, v.Txid = lockmgr.Conflicted, 0
 			v.Conflicts = append(v.Conflicts, lockmgr.Conflict{Name: l.Name, Mode: l.Mode, Txid: txid, Forgotten: forgotten})
@@ -146,7 +226,7 @@ func (w *twin) duplicate(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 // newest tries the transactions in flight, then the known locks, then the
 // floor.
 func (w *twin) newest(name string, known []lockmgr.TrackedLock, floor uint64) (txid uint64, forgotten bool) {
-	if txid := w.ever(name, w.committed()); txid > 0 {
+	if txid := w.ever(name, w.committed(), lockmgr.ID{}); txid > 0 {
 		return txid, false
 	}
 	for _, t := range known {
@@ -158,10 +238,13 @@ func (w *twin) newest(name string, known []lockmgr.TrackedLock, floor uint64) (t
 }
 
 // ever returns the newest transaction past txid after, committed or in flight,
-// that recorded a lock overlapping name: the truth, with nothing ever
-// forgotten.
-func (w *twin) ever(name string, after uint64) uint64 {
+// that recorded a lock overlapping name and is not of a session: the truth,
+// with nothing ever forgotten.
+func (w *twin) ever(name string, after uint64, session lockmgr.ID) uint64 {
 	for txid := w.last(); txid > after; txid-- {
+		if session != (lockmgr.ID{}) && w.at(txid).tx.Session == session {
+			continue
+		}
 		for _, l := range w.at(txid).tx.Locks {
 			if l.Mode != lockmgr.Read && overlap(l.Name, name) {
 				return txid

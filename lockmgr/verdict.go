@@ -13,12 +13,13 @@ const (
 	WrongLast                 // its expected last txid is not the last
 	Conflicted                // at least one of its locks is violated
 	Expired                   // its last time has passed
+	WrongSeq                  // its session's last number is not the one before
 )
 
-var outcomes = [...]string{"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict", "expired"}
+var outcomes = [...]string{"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict", "expired", "wrong_last"}
 
-// String returns "pass", "duplicate", "id_reused", "ahead", "wrong_last",
-// "conflict" or "expired".
+// String returns "pass", "duplicate", "id_reused", "ahead", "wrong_last" (for
+// WrongSeq, too), "conflict" or "expired".
 func (o Outcome) String() string {
 	if int(o) < len(outcomes) {
 		return outcomes[o]
@@ -57,6 +58,12 @@ type Verdict struct {
 	// named. A writer that has applied up to the first one's Txid does not meet
 	// any of them again. The caller owns the slice.
 	Conflicts []Conflict
+
+	// SessionSeq is, for WrongSeq, the last number of the session that has
+	// passed, 0 for none. HasSessionSeq is false if the Manager does not know
+	// the session, and may have forgotten it.
+	SessionSeq    uint64
+	HasSessionSeq bool
 
 	// DependsOn is the highest txid in flight that a refusal or Duplicate
 	// depends on. The verdict holds if that transaction commits; if it is
