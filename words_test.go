@@ -36,7 +36,7 @@ var retiredWords = []retired{
 	{
 		pattern: `\b[fF]lights?\b|flightDepth`, instead: "batch, in-flight batch, inflight",
 		legit: `[iI]n( |-)flight\b|flight recorder`,
-		bad:   "type flight struct\nthe flights of a session", good: "a batch in flight\nan in-flight batch\ninFlight",
+		bad:   "type flight struct\nthe flights of a tenure", good: "a batch in flight\nan in-flight batch\ninFlight",
 	},
 	{
 		pattern: `[fF]lying|\b(fly|flies|flew)\b|\b(has|have|had) landed\b`, instead: "in flight, inflight; propose; acknowledged",

@@ -15,11 +15,12 @@ import (
 // docs/adr/0008.
 const protocolVersion = 3
 
-// atomicRecords is the first version of the records in batches that has atomic
-// batches, and recordsVersion the newest that this node reads.
+// The versions of the records in batches: the first that has atomic batches,
+// the first that has sessions, and the newest that this node reads.
 const (
 	atomicRecords  = 1
-	recordsVersion = atomicRecords
+	sessionRecords = 2
+	recordsVersion = sessionRecords
 )
 
 // announcement is a node's status, which it announces to the others every

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"strconv"
 
 	"github.com/cantuslog/cantus/broker/cluster"
@@ -63,7 +64,8 @@ func (h *batchHeader) field(key, value []byte) error {
 // for each of its transactions.
 func isWhole(key string) bool {
 	switch key {
-	case subjects.HeaderHighWaterMark, subjects.HeaderUnless, subjects.HeaderMsgID, subjects.HeaderExpectedLast, subjects.HeaderNotAfter:
+	case subjects.HeaderHighWaterMark, subjects.HeaderUnless, subjects.HeaderMsgID, subjects.HeaderSession, subjects.HeaderSessionSeq,
+		subjects.HeaderExpectedLast, subjects.HeaderNotAfter:
 		return true
 	}
 	return false
@@ -92,14 +94,19 @@ func (r *request) decodeAtomic(items batchItems, limit int, add func() *request)
 		}
 		r.cert.Locks = append(r.cert.Locks, t.cert.Locks...)
 	}
-	if err := r.checkMark(); err != nil {
+	if err := cmp.Or(r.checkMark(), r.checkSession()); err != nil {
 		return err
 	}
-	if len(id) > 0 {
-		r.cert.ID, r.cert.Fingerprint = lockmgr.HashID(text(id)), payloadsHash(r.items)
+	setIDs(&r.tx, &r.cert)
+	if r.cert.ID != (lockmgr.ID{}) {
+		r.cert.Fingerprint = payloadsHash(r.items)
 		first := r.items[0]
 		first.tx.MsgID, first.cert.ID, first.cert.Fingerprint = id, r.cert.ID, r.cert.Fingerprint
 		first.tx.Atomic.Fingerprint = r.cert.Fingerprint
+	}
+	for _, t := range r.items {
+		t.tx.Session, t.tx.SessionSeq = r.tx.Session, r.tx.SessionSeq
+		t.cert.Session, t.cert.SessionSeq = r.cert.Session, r.cert.SessionSeq
 	}
 	if r.finding != nil {
 		r.cert.Older, r.cert.Through = r.finding.locks, r.finding.through
@@ -122,36 +129,45 @@ func payloadsHash(items []*request) uint64 {
 	})
 }
 
-// atomicGate decides whether a log can take atomic batches.
-type atomicGate struct {
+// recordsGate decides whether a log can take records of a version.
+type recordsGate struct {
 	facts func() (cluster.Facts, <-chan struct{})
 	peers *peers
 }
 
-// refusal returns an error if a log can take no atomic batch, because a node of
-// the cluster would not understand it.
-func (g atomicGate) refusal() *subjects.Error {
+// newRecords is what each version of records has that those before have not.
+var newRecords = [...]string{atomicRecords: "atomic batches", sessionRecords: "sessions"}
+
+// refusal returns an error if a log can take no records of a version, because a
+// node of the cluster would not understand them.
+func (g recordsGate) refusal(version int) *subjects.Error {
+	if version == 0 {
+		return nil
+	}
 	facts, _ := g.facts()
-	if name := g.peers.notReading(atomicRecords, facts.Nodes); name != "" {
-		return subjects.Errorf(subjects.Unavailable, "node %s runs a version without atomic batches: upgrade it first, nothing was done", name)
+	if name := g.peers.notReading(version, facts.Nodes); name != "" {
+		return subjects.Errorf(subjects.Unavailable, "node %s runs a version without %s: upgrade it first, nothing was done", name, newRecords[version])
 	}
 	return nil
 }
 
-// hasAtomic reports whether any of some batches, which are well-formed, has a
-// transaction in an atomic batch.
-func hasAtomic(batches [][]byte) bool {
+// recordsOf returns the version of the records in batches, which are
+// well-formed.
+func recordsOf(batches [][]byte) (version int) {
 	var t wal.Transaction
 	for _, data := range batches {
 		b, err := wal.ParseBatch(data)
 		if err != nil {
-			return false
+			return version
 		}
 		for records := b.Read(); records.Next(&t); {
-			if t.Atomic.Size > 0 {
-				return true
+			switch {
+			case t.SessionSeq > 0:
+				return sessionRecords
+			case t.Atomic.Size > 0:
+				version = atomicRecords
 			}
 		}
 	}
-	return false
+	return version
 }

@@ -43,8 +43,13 @@ func TestRestoredAtomicBatchesAreChecked(t *testing.T) {
 		}
 	}
 	plain := fuzzBatch(1, 1, "a")
-	if hasAtomic([][]byte{plain}) || !hasAtomic([][]byte{plain, oneAtomicBatch(3, 3, "", 0)}) {
-		t.Error("it is not seen whether there is an atomic batch")
+	var w wal.BatchWriter
+	w.BeginIn(1, 1, 1, 0)
+	w.Add(&wal.Transaction{Kind: []byte("k"), Session: []byte("s"), SessionSeq: 1})
+	for want, batches := range [][][]byte{{plain}, {plain, oneAtomicBatch(3, 3, "", 0)}, {w.Finish(), plain}} {
+		if got := recordsOf(batches); got != want {
+			t.Errorf("records of version %d, want %d", got, want)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"github.com/cantuslog/cantus/subjects"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,9 @@ type batch struct {
 	tracer             *traces.Tracer
 	traced             []*traces.Append
 	replied, published time.Time
+
+	sessionsChecked bool
+	noSessions      *subjects.Error // why it takes no transactions of sessions, nil if it does
 
 	users atomic.Int32 // of requests: the responder and the publisher
 

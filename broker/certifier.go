@@ -3,6 +3,7 @@ package broker
 import (
 	"bytes"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -21,8 +22,8 @@ import (
 // rollback removes it. Nothing lies between certifying a batch and
 // remembering it, so no caller can see one without the other.
 //
-// Four goroutines change the state. The sequencer of a session calls certify,
-// the replica's run calls rollback before a session, and a trim request calls
+// Four goroutines change the state. The sequencer of a tenure calls certify,
+// the replica's run calls rollback before a tenure, and a trim request calls
 // trimFrom. Raft's apply goroutine, through the partitionState, calls record,
 // advance, forget and rebuild as it applies entries, and holds its mu
 // meanwhile: a goroutine that has seen a verdict and then reads the position
@@ -376,7 +377,7 @@ func (c *certifier) rollback() {
 	c.revert()
 	c.recent.reset(c.table.Committed())
 	left := c.table.Stats().InFlight
-	invariant.SessionBeginsEmpty.Check(left == 0, uint64(left), 0)
+	invariant.TenureBeginsEmpty.Check(left == 0, uint64(left), 0)
 }
 
 func (c *certifier) revert() {
@@ -482,13 +483,33 @@ func lockTransaction(t *wal.Transaction, c *lockmgr.Transaction) {
 	for _, l := range t.Locks {
 		c.Locks = append(c.Locks, lockmgr.Lock{Mode: lockModes[l.Mode], Name: text(l.Name)})
 	}
-	c.ID, c.Fingerprint = lockmgr.ID{}, 0
-	if len(t.MsgID) > 0 {
-		c.ID, c.Fingerprint = lockmgr.HashID(text(t.MsgID)), t.Atomic.Fingerprint
+	c.Fingerprint = 0
+	setIDs(t, c)
+	if t.Atomic.Index > 0 {
+		c.ID = lockmgr.ID{} // it is the first transaction's
+	}
+	if c.ID != (lockmgr.ID{}) {
+		c.Fingerprint = t.Atomic.Fingerprint
 		if t.Atomic.Size == 0 {
 			c.Fingerprint = lockmgr.Fingerprint(t.Payload)
 		}
 	}
+}
+
+// setIDs sets the message id and the session that a transaction is certified
+// with. In a session its number stands for a message id.
+func setIDs(t *wal.Transaction, c *lockmgr.Transaction) {
+	c.ID, c.Session, c.SessionSeq = lockmgr.HashID(text(t.MsgID)), lockmgr.ID{}, t.SessionSeq
+	if t.SessionSeq > 0 {
+		c.Session, c.ID = lockmgr.HashID(text(t.Session)), numberID(t.Session, t.SessionSeq)
+	}
+}
+
+// numberID returns the ID of a number in a session. It is not that of a message
+// id, which holds no NUL.
+func numberID(session []byte, seq uint64) lockmgr.ID {
+	var space [subjects.MaxToken + 24]byte
+	return lockmgr.HashID(text(strconv.AppendUint(append(append(space[:0], session...), 0), seq, 10)))
 }
 
 var lockModes = [...]lockmgr.Mode{wal.ReadLock: lockmgr.Read, wal.WriteLock: lockmgr.Write, wal.AppendLock: lockmgr.Append}

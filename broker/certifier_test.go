@@ -32,7 +32,7 @@ func TestRandomHistoriesOfACertifier(t *testing.T) {
 	t.Logf("%v", tally)
 	for _, what := range []string{
 		"certify", "pass", "conflict", "duplicate", "id_reused", "depends", "commit", "foreign", "foreign with batches in flight",
-		"late", "rollback", "rebuild", "advance", "nothing passed",
+		"wrong_last", "session", "late", "rollback", "rebuild", "advance", "nothing passed",
 	} {
 		if tally[what] < histories/20 {
 			t.Errorf("%q came up %d times only", what, tally[what])
@@ -107,6 +107,9 @@ func (h *certifierHistory) request() *request {
 	whole = subjects.AppendField(whole, subjects.HeaderHighWaterMark, fmt.Sprint(mark))
 	if h.rand.IntN(3) == 0 {
 		whole = subjects.AppendField(whole, subjects.HeaderMsgID, fmt.Sprint("id", h.rand.IntN(5)))
+	} else if h.rand.IntN(2) == 0 {
+		whole = subjects.AppendField(whole, subjects.HeaderSession, fmt.Sprint("s", h.rand.IntN(3)))
+		whole = subjects.AppendField(whole, subjects.HeaderSessionSeq, fmt.Sprint(1+h.rand.IntN(4)))
 	}
 	return h.decode(whole, func(block []byte) ([]byte, []byte) {
 		names := []string{"a", "b", "a.a", "a.b", "a.>", ">"}
@@ -199,6 +202,11 @@ func (h *certifierHistory) certify() {
 		return
 	}
 	h.tally["pass"] += len(c.passed)
+	for _, r := range c.passed {
+		if r.tx.SessionSeq > 0 {
+			h.tally["session"]++
+		}
+	}
 	h.inFlight = append(h.inFlight, c)
 }
 
@@ -301,9 +309,12 @@ func (h *certifierHistory) check() {
 		for i, r := range b.passed {
 			cert := r.cert
 			cert.HighWaterMark = want.Last() // the floor may have risen past its own
-			if v := want.Certify(&cert, b.time+int64(i)); v.Outcome != lockmgr.Pass || v.Txid != b.first+uint64(i) {
+			checked := cert
+			checked.Session = lockmgr.ID{} // the number is that of the whole atomic batch
+			if v := want.Check(&checked, b.time+int64(i)); v.Outcome != lockmgr.Pass {
 				h.fatalf("txid %d is in flight and does not pass: %+v", b.first+uint64(i), v)
 			}
+			want.Enter(&cert, b.time+int64(i))
 		}
 	}
 	got, wanted := lockmgr.StateOf(h.c.table), lockmgr.StateOf(want)

@@ -25,7 +25,7 @@ func (n *Node) close() (err error) {
 	if n.life.leadTimer != nil {
 		n.life.leadTimer.Stop()
 	}
-	n.life.cancel() // sessions: unsubscribe, complete, reply, transfer leadership
+	n.life.cancel() // tenures: unsubscribe, complete, reply, transfer leadership
 	httpEnded := make(chan error, 1)
 	go func() { httpEnded <- n.http.stop() }()
 	n.life.background.Wait()

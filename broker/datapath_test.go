@@ -27,7 +27,7 @@ type dataPath struct {
 	began   time.Time
 	replies *fakeConnection
 	feed    *fakeConnection
-	ended   error // with which the session ended itself
+	ended   error // with which the tenure ended itself
 
 	rejected atomic.Pointer[error] // why nothing is stored now, nil if it is
 
@@ -35,7 +35,7 @@ type dataPath struct {
 	running sync.WaitGroup
 }
 
-// newDataPath starts a session of term 1 of partition 0.
+// newDataPath starts a tenure of term 1 of partition 0.
 func newDataPath(t *testing.T) *dataPath {
 	names := subjects.Names{Prefix: "cantus"}
 	d := &dataPath{t: t, began: time.Now(), replies: &fakeConnection{}, feed: &fakeConnection{}}
@@ -57,7 +57,7 @@ func newDataPath(t *testing.T) *dataPath {
 	d.running.Go(d.group.run)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	d.cancel = cancel
-	c := d.p.sessionConfig(1, func(err error) {
+	c := d.p.tenureConfig(1, func(err error) {
 		d.ended = err
 		cancel(err)
 	})
@@ -69,11 +69,11 @@ func newDataPath(t *testing.T) *dataPath {
 		return nil
 	}
 	d.p.queue.open()
-	newSession(c).start(ctx, &d.running)
+	newTenure(c).start(ctx, &d.running)
 	return d
 }
 
-// stop ends the session and waits for its goroutines.
+// stop ends the tenure and waits for its goroutines.
 func (d *dataPath) stop() {
 	d.cancel(nil)
 	close(d.group.proposed)
@@ -297,14 +297,14 @@ func TestABatchWithoutAnOutcomeIsAnswered(t *testing.T) {
 		time.Sleep(time.Millisecond)
 		d.want(2*outcomeTime+time.Millisecond, `r5 {"partition":0,"txid":2`)
 		if d.ended != nil {
-			t.Errorf("the session ended with %v", d.ended)
+			t.Errorf("the tenure ended with %v", d.ended)
 		}
 	})
 }
 
-// TestASessionThatFailsAnswersEverything: the batch whose proposal fails, those
+// TestATenureThatFailsAnswersEverything: the batch whose proposal fails, those
 // behind it, and refusals that depend on them.
-func TestASessionThatFailsAnswersEverything(t *testing.T) {
+func TestATenureThatFailsAnswersEverything(t *testing.T) {
 	const write, mark = subjects.HeaderWriteLock, subjects.HeaderHighWaterMark
 	synctest.Test(t, func(t *testing.T) {
 		d := newDataPath(t)
@@ -321,7 +321,7 @@ func TestASessionThatFailsAnswersEverything(t *testing.T) {
 			`r3 {"partition":0,"error":{"code":503,"reason":"unavailable"`,
 			`r2 {"partition":0,"error":{"code":503,"reason":"unavailable"`)
 		if !errors.Is(d.ended, raftstore.ErrNotLeader) {
-			t.Errorf("the session ended with %v", d.ended)
+			t.Errorf("the tenure ended with %v", d.ended)
 		}
 		d.send("r4", "late")
 		synctest.Wait()

@@ -77,7 +77,7 @@ func (g *diskGate) peerFull(name string) {
 	g.peers.setFull(name)
 	select {
 	case <-g.opened:
-		g.update() // even before a session begins: entries of the last term may wait
+		g.update() // even before a tenure begins: entries of the last term may wait
 	default:
 	}
 }

@@ -31,8 +31,8 @@ func TestABatchOfAnotherTermIsVoid(t *testing.T) {
 	}
 	entries := []raftstore.Committed{
 		{Index: 1, Term: 2, Data: write(2, 1)},
-		{Index: 2, Term: 4, Data: write(2, 2)}, // its session is over
-		{Index: 3, Term: 4, Data: write(5, 2)}, // its session is yet to come
+		{Index: 2, Term: 4, Data: write(2, 2)}, // its tenure is over
+		{Index: 3, Term: 4, Data: write(5, 2)}, // its tenure is yet to come
 		{Index: 4, Term: 4, Data: write(0, 2)}, // an old version's
 		{Index: 5, Term: 4, Data: write(4, 3)},
 	}

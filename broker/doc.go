@@ -23,11 +23,11 @@
 //	  responder replies, batch by batch, in order
 //	  publisher publishes the transactions on the feed
 //
-// Sequencer, responder and publisher are the stages of a session, which serves
+// Sequencer, responder and publisher are the stages of a tenure, which serves
 // a partition for one leader epoch. Several batches may be in flight; a refusal
 // that depends on one of them is answered after it. If a proposal fails, the
-// session ends, every batch in flight is answered by its own outcome, and the
-// next session begins behind a barrier.
+// tenure ends, every batch in flight is answered by its own outcome, and the
+// next tenure begins behind a barrier.
 //
 // # The parts of a node
 //

@@ -9,9 +9,9 @@ import (
 // begin again.
 func TestLeadershipIsTransferredWhenNothingIsInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var s sessionEnd
+		var s tenureEnd
 		if !s.drain(t.Context()) {
-			t.Error("there was no session, and it was not drained")
+			t.Error("there was no tenure, and it was not drained")
 		}
 		slots := make(chan struct{}, maxInflight)
 		s.slots.Store(&slots)

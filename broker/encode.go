@@ -65,7 +65,7 @@ func appendReply(dst []byte, subject string, partition int, o outcome, mark uint
 
 // brief returns only the fields of a refusal that a client decides by.
 func brief(e *subjects.Error) *subjects.Error {
-	return &subjects.Error{Code: e.Code, Reason: e.Reason, Txid: e.Txid}
+	return &subjects.Error{Code: e.Code, Reason: e.Reason, Txid: e.Txid, SessionSeq: e.SessionSeq}
 }
 
 // maxNamed is how many conflicts a refusal names that could not name all.
@@ -279,6 +279,11 @@ func appendSent(h []byte, t *wal.Transaction) []byte {
 	h = appendLocks(h, t.Locks)
 	if len(t.MsgID) > 0 {
 		h = subjects.AppendField(h, subjects.HeaderStoredMsgID, t.MsgID)
+	}
+	if t.SessionSeq > 0 {
+		h = subjects.AppendField(h, subjects.HeaderSession, t.Session)
+		h = append(h, subjects.HeaderSessionSeq+": "...)
+		h = append(strconv.AppendUint(h, t.SessionSeq, 10), "\r\n"...)
 	}
 	if t.Atomic.Size > 0 {
 		h = append(h, subjects.HeaderAtomic+": "...)

@@ -321,7 +321,7 @@ func Metric(t testing.TB, n *Node, name string, values ...string) (sum float64) 
 // FailToTransfer has the leader of a partition transfer its leadership to a
 // node that does not exist.
 func FailToTransfer(n *Node, partition int) {
-	n.replicas.get(partition).current().session.end(transferError{"nobody"})
+	n.replicas.get(partition).current().tenure.end(transferError{"nobody"})
 }
 
 // AfterRecoverySteps has done called after each durable step of a recovery.

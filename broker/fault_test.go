@@ -371,7 +371,7 @@ func TestTheDiskIsFullAllTheSame(t *testing.T) {
 	testkit.Until(t, "the disk is full", func() bool {
 		m, err := nc.Request("cantus.append.0", payload, patience)
 		if errors.Is(err, nats.ErrNoResponders) {
-			return false // between two sessions
+			return false // between two tenures
 		}
 		var r subjects.Reply
 		if err == nil {
@@ -438,7 +438,7 @@ func TestNoLeaderNoResponders(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", subject, err)
 			}
-			// The session has not ended yet.
+			// The tenure has not ended yet.
 			if code := m.Header.Get(subjects.HeaderErrorCode); subject == "cantus.append.0" && code != "503" {
 				t.Fatalf("%s: %s", subject, m.Data)
 			}
@@ -502,6 +502,6 @@ func TestWireErrors(t *testing.T) {
 	}
 	s := &requestServer{partition: 3}
 	if got := s.wireError(context.Canceled); got.Reason != subjects.Unavailable {
-		t.Errorf("a read that ended with its session: %v", got)
+		t.Errorf("a read that ended with its tenure: %v", got)
 	}
 }

@@ -19,7 +19,7 @@ type fencing struct {
 	log        *slog.Logger
 	store      *wal.Log // holds why the replica is fenced
 	digests    *digests
-	session    *sessionEnd
+	tenure     *tenureEnd
 	advise     func(event string, fields map[string]any)
 	announce   func()           // has the announcement sent soon
 	fail       func(error)      // stops the node
@@ -109,7 +109,7 @@ func (f *fencing) keepOut(why string, halt bool) (done bool) {
 	}
 	f.log.Error("replica fenced: it stays out of its group until it is rebuilt from the others (cantus cluster rebuild); keep a copy of the data directory first: it may hold what they have lost", "because", why)
 	f.advise("diverged", map[string]any{"partition": f.partition, "because": why})
-	f.session.end(errFenced)
+	f.tenure.end(errFenced)
 	return true
 }
 
@@ -176,7 +176,7 @@ func (f *fencing) halt(why string) {
 	f.advise("diverged", map[string]any{"partition": f.partition, "because": why})
 	err := fmt.Errorf("%w: %s", errHalted, why)
 	f.group.Halt(err)
-	f.session.end(err)
+	f.tenure.end(err)
 }
 
 // resume resumes a replica that halt has halted.

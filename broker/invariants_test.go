@@ -55,7 +55,7 @@ func TestInvariantsOfAPartition(t *testing.T) {
 				_ = p.await(b)
 			}
 		}},
-		{invariant.SessionTerm, func(*testing.T) {
+		{invariant.TenureTerm, func(*testing.T) {
 			_ = p.await(&batch{proposal: outcomeIs{applied{term: 1}, nil}, certification: certification{time: 2000, passed: []*request{nil}}})
 		}},
 		{invariant.AcknowledgedApplied, func(*testing.T) {
@@ -66,7 +66,7 @@ func TestInvariantsOfAPartition(t *testing.T) {
 		}},
 		{invariant.ConflictCommitted, func(*testing.T) { p.checkAnswers(decidedBy(outcome{err: conflict}, 0), nil, 5) }},
 		{invariant.DuplicateCommitted, func(*testing.T) { p.checkAnswers(decidedBy(outcome{txid: 6, duplicate: true}, 0), nil, 5) }},
-		{invariant.SessionBeginsEmpty, func(t *testing.T) {
+		{invariant.TenureBeginsEmpty, func(t *testing.T) {
 			r := newTestReplica()
 			certifyAppend(t, r, "a")
 			r.certifier.inFlight = nil // forgotten, and still in the table

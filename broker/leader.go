@@ -13,7 +13,7 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// leadPause is the wait after a session has ended or could not begin: each
+// leadPause is the wait after a tenure has ended or could not begin: each
 // beginning costs an entry of the log.
 const leadPause = 20 * time.Millisecond
 
@@ -138,9 +138,9 @@ func (r *replica) runLeader(stopping context.Context) error {
 	r.queue.open()
 	r.logChecker.queue.open()
 	r.cursors.queue.open()
-	r.session.cancel.Store(&cancel)
-	s := newSession(r.sessionConfig(term, cancel))
-	r.session.slots.Store(&s.sequencer.slots)
+	r.tenure.cancel.Store(&cancel)
+	s := newTenure(r.tenureConfig(term, cancel))
+	r.tenure.slots.Store(&s.sequencer.slots)
 	s.start(ctx, &background)
 	background.Go(func() { r.logChecker.run(ctx) })
 	background.Go(func() { r.cursors.run(ctx, term) })
@@ -148,7 +148,7 @@ func (r *replica) runLeader(stopping context.Context) error {
 	background.Go(func() { r.retainer.run(ctx) })
 	background.Go(func() { r.limiter.run(ctx) })
 	subscribed, err := r.subscribeAll(ctx)
-	r.unsubscribe() // the former session's
+	r.unsubscribe() // the former tenure's
 	r.subscribed = subscribed
 	if err == nil {
 		r.serving.Store(true)
@@ -163,7 +163,7 @@ func (r *replica) runLeader(stopping context.Context) error {
 	r.serving.Store(false)
 	why := context.Cause(ctx)
 	newLeader := r.finishTransfer(why, &background)
-	// If this node leads on, requests are refused until the next session has
+	// If this node leads on, requests are refused until the next tenure has
 	// subscribed: without subscriptions they would be lost.
 	if newLeader || stopping.Err() != nil || !r.group.Leading() {
 		r.unsubscribe()
@@ -212,17 +212,17 @@ func (r *replica) endWithTerm(ctx context.Context, term uint64, end func(error))
 // of what is in flight. Afterwards the outcome is unknown.
 const stopPatience = 2 * time.Second
 
-// finishTransfer transfers leadership if the session ended for that, or because
+// finishTransfer transfers leadership if the tenure ended for that, or because
 // the node stops, once its goroutines have ended. It reports whether another
 // node serves the partition then.
-func (r *replica) finishTransfer(why error, session *sync.WaitGroup) bool {
+func (r *replica) finishTransfer(why error, tenure *sync.WaitGroup) bool {
 	transfer, asked := errors.AsType[transferError](why)
 	if !asked && (!errors.Is(why, context.Canceled) || r.host.failed() != nil) {
 		return false
 	}
 	ended := make(chan struct{})
 	go func() {
-		session.Wait() // batches in flight are answered, new messages wait
+		tenure.Wait() // batches in flight are answered, new messages wait
 		close(ended)
 	}()
 	select {
@@ -242,14 +242,14 @@ func (r *replica) finishTransfer(why error, session *sync.WaitGroup) bool {
 	return false
 }
 
-// sessionConfig returns what the session of a term is given.
-func (r *replica) sessionConfig(term uint64, end func(error)) sessionConfig {
+// tenureConfig returns what the tenure of a term is given.
+func (r *replica) tenureConfig(term uint64, end func(error)) tenureConfig {
 	h, f := &r.host, &r.face
-	return sessionConfig{
+	return tenureConfig{
 		id: r.id, partition: f.number, partitions: f.partitions, names: f.names, term: term, log: r.log, metrics: &r.metrics, stages: h.metrics.stages, tracer: h.tracer,
 		queue: r.queue, certifier: r.state.certifier, inflight: h.inflight,
 		propose:  func(data []byte) proposal { return r.group.Propose(data) },
-		checkLog: func(m *natslink.Message) { r.logChecker.queue.putOrReject(m, &r.refusals) }, rejected: r.rejected, refusesAtomic: atomicGate{h.facts, h.peers}.refusal, countRefused: r.limiter.count,
+		checkLog: func(m *natslink.Message) { r.logChecker.queue.putOrReject(m, &r.refusals) }, rejected: r.rejected, refusesRecords: recordsGate{h.facts, h.peers}.refusal, countRefused: r.limiter.count,
 		mark: func() uint64 { return r.state.position().mark }, promotedAfter: r.state.promotedAfter, confirmLeader: func() bool { return r.requests.confirmLeader(term) }, end: end, setLate: r.queue.setLate,
 		nats: h.nats, replies: h.appends, feeds: h.feeds, feedKey: f.feedKey, adviseRefused: r.refusals.advisory, adviseAll: r.refusals.conflicts.advise,
 	}

@@ -157,7 +157,7 @@ func (c *logChecker) add(ctx context.Context, note *logNote, r *request, refused
 	f := &logFinding{checks: note.checks, through: at.mark, locks: need.locks, unless: make([]subjects.MatchedCondition, len(r.unless))}
 	note.findings[len(note.findings)-1] = f
 	for _, i := range need.unknown {
-		found, err := c.newest(ctx, at, &note.scanned, queryItem{locks: []string{r.cert.Locks[i].Name}}, after)
+		found, err := c.newest(ctx, at, &note.scanned, queryItem{locks: []string{r.cert.Locks[i].Name}, besides: text(r.tx.Session)}, after)
 		if err != nil {
 			return err
 		}

@@ -11,7 +11,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// publisher is the last stage of a session: it publishes committed transactions
+// publisher is the last stage of a tenure: it publishes committed transactions
 // on the feed's subjects.
 type publisher struct {
 	partition int

@@ -106,7 +106,7 @@ func (q *query) setItems(r *readBody) error {
 		return subjects.Errorf(subjects.BadRequest, "query has %d items: at most %d are allowed", n, subjects.MaxQueryItems)
 	}
 	for i, item := range r.Query {
-		item := queryItem{item.Kinds, item.Locks}
+		item := queryItem{kinds: item.Kinds, locks: item.Locks}
 		if err := item.check(fmt.Sprintf("query[%d]", i)); err != nil {
 			return err
 		}
@@ -120,6 +120,8 @@ func (q *query) setItems(r *readBody) error {
 type queryItem struct {
 	kinds []string
 	locks []string
+	// besides is a session whose transactions don't match, "" for none.
+	besides string
 }
 
 // text describes the item for people.
@@ -154,7 +156,7 @@ func (i *queryItem) check(name string) error {
 }
 
 func (i *queryItem) matches(t *wal.Transaction) bool {
-	if !isOneOf(i.kinds, t.Kind) {
+	if !isOneOf(i.kinds, t.Kind) || i.besides != "" && i.besides == text(t.Session) {
 		return false
 	}
 	for _, l := range i.locks {

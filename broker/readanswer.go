@@ -312,7 +312,7 @@ func (r *readAnswer) releaseScan() {
 
 // recordBytes returns about how many bytes a transaction has in the log.
 func recordBytes(t *wal.Transaction) int {
-	n := len(t.Payload) + len(t.Header) + len(t.MsgID) + 64
+	n := len(t.Payload) + len(t.Header) + len(t.MsgID) + len(t.Session) + 64
 	for _, l := range t.Locks {
 		n += len(l.Name) + 3
 	}

@@ -273,7 +273,7 @@ func TestStoredNamesWithCommas(t *testing.T) {
 	}
 }
 
-// appendEntry appends a batch to the log that no session would.
+// appendEntry appends a batch to the log that no tenure would.
 func appendEntry(t *testing.T, dir string, first uint64, lock string) {
 	t.Helper()
 	s, err := wal.Open(dir, wal.Options{})

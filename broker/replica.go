@@ -14,7 +14,7 @@ import (
 )
 
 // replica is this node's replica of one partition: its log, its state and its
-// Raft group, and, while it leads, the session that serves it.
+// Raft group, and, while it leads, the tenure that serves it.
 type replica struct {
 	id      int
 	host    host
@@ -26,19 +26,19 @@ type replica struct {
 	queue   *queue
 	metrics partitionMetrics
 
-	serving atomic.Bool // a session of this node serves the partition
+	serving atomic.Bool // a tenure of this node serves the partition
 	// readTerm is the latest term in which this node led and had applied every
 	// entry committed in earlier terms.
 	readTerm     atomic.Uint64
 	caughtUp     atomic.Bool // the replica has caught up with its leader once
 	lag          replicaLag
-	subscribed   []subscribed                          // of the session, or of the last if this node still leads; owned by run
-	transferring bool                                  // the last session ended for a transfer, and none served since; owned by run
-	refused      atomic.Pointer[natslink.RefusedError] // why a session can't serve: the NATS server refused a subscription
+	subscribed   []subscribed                          // of the tenure, or of the last if this node still leads; owned by run
+	transferring bool                                  // the last tenure ended for a transfer, and none served since; owned by run
+	refused      atomic.Pointer[natslink.RefusedError] // why a tenure can't serve: the NATS server refused a subscription
 	opened       chan struct{}                         // closed when group is set, or will never be
 
 	digests    digests
-	session    sessionEnd
+	tenure     tenureEnd
 	fencing    fencing
 	transfer   transfer
 	gate       diskGate
@@ -115,10 +115,10 @@ func (r *replica) wire() {
 	r.unsendable = unsendable{partition: r.id, names: r.face.names, log: r.log, store: r.store, nats: h.nats, position: position}
 	r.gate = diskGate{partition: r.id, self: h.name, space: h.space, peers: h.peers, announce: h.announce, opened: r.opened}
 	r.fencing = fencing{
-		partition: r.id, self: h.name, log: r.log, store: r.store, digests: &r.digests, session: &r.session,
+		partition: r.id, self: h.name, log: r.log, store: r.store, digests: &r.digests, tenure: &r.tenure,
 		advise: h.advise, announce: h.announce, fail: h.fail, background: h.background, opened: r.opened,
 	}
-	r.transfer = transfer{partition: r.id, log: r.log, peers: h.peers, session: &r.session, electionTimeout: h.electionTimeout}
+	r.transfer = transfer{partition: r.id, log: r.log, peers: h.peers, tenure: &r.tenure, electionTimeout: h.electionTimeout}
 	r.refusals = refusals{
 		face: &r.face, outer: h.names, partition: r.id, metrics: &r.metrics, outbox: h.outbox, encodeAdvisory: h.encodeAdvisory,
 		mark: r.state.mark.Load, busyReply: newBusyReply(r.face.number),
@@ -156,7 +156,7 @@ func (r *replica) wire() {
 	}
 	r.restorer = restorer{
 		partition: r.id, cluster: h.cluster, state: r.state, gate: &r.gate, requests: &r.requests, now: h.now,
-		feed: mirrored.publishLog, ended: r.adviseLeader, refusesAtomic: atomicGate{h.facts, h.peers}.refusal,
+		feed: mirrored.publishLog, ended: r.adviseLeader, refusesRecords: recordsGate{h.facts, h.peers}.refusal,
 	}
 }
 

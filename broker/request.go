@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"cmp"
 	"encoding/binary"
 	"strconv"
 	"sync"
@@ -86,6 +87,8 @@ const (
 	seenMsgID
 	seenExpected
 	seenNotAfter
+	seenSession
+	seenSessionSeq
 )
 
 // decode reads the header block and the payload of an append into r. The error
@@ -107,11 +110,11 @@ func (r *request) decode(header, payload []byte, limit int) *subjects.Error {
 	if r.tx.Kind == nil {
 		r.tx.Kind = defaultKind
 	}
-	if err := r.checkMark(); err != nil {
+	if err := cmp.Or(r.checkMark(), r.checkSession()); err != nil {
 		return err
 	}
-	if len(r.tx.MsgID) > 0 {
-		r.cert.ID = lockmgr.HashID(text(r.tx.MsgID))
+	setIDs(&r.tx, &r.cert)
+	if r.cert.ID != (lockmgr.ID{}) {
 		r.cert.Fingerprint = lockmgr.Fingerprint(payload)
 	}
 	if r.finding != nil {
@@ -151,6 +154,41 @@ func (r *request) checkMark() *subjects.Error {
 	return nil
 }
 
+// checkSession refuses a session that is not given as a whole. It makes the
+// condition one of the session.
+func (r *request) checkSession() *subjects.Error {
+	bad := func(format string, args ...any) *subjects.Error {
+		return subjects.Errorf(subjects.BadRequest, format, args...)
+	}
+	switch hasName, hasSeq := r.seen&seenSession != 0, r.seen&seenSessionSeq != 0; {
+	case !hasName && !hasSeq:
+		return nil
+	case !hasSeq:
+		return bad("%s is missing: give the transaction's number in session %q, from 1 on", subjects.HeaderSessionSeq, clip(r.tx.Session))
+	case !hasName:
+		return bad("%s is missing: %s %d is a number in a session", subjects.HeaderSession, subjects.HeaderSessionSeq, r.tx.SessionSeq)
+	case r.tx.SessionSeq == 0:
+		return bad("%s is 0: the first transaction of a session has number 1", subjects.HeaderSessionSeq)
+	case len(r.tx.MsgID) > 0:
+		return bad("%s and %s are both given: the number in a session is its message id, so leave %[1]s out", subjects.HeaderMsgID, subjects.HeaderSession)
+	case r.tx.SessionSeq == 1 && !r.cert.HasHighWaterMark:
+		return bad("%s is missing: a session begins with one, so give the txid up to which you had applied the partition", subjects.HeaderHighWaterMark)
+	}
+	for i := range r.unless {
+		r.unless[i].besides = text(r.tx.Session)
+	}
+	return nil
+}
+
+// session reads the name of a session.
+func (r *request) session(value []byte) error {
+	if err := r.once(seenSession, subjects.HeaderSession); err != nil {
+		return err
+	}
+	r.tx.Session = value
+	return subjects.CheckSession(text(value))
+}
+
 // field reads one header.
 func (r *request) field(key, value []byte) error {
 	r.size += len(key) + len(value) + len(": \r\n")
@@ -174,6 +212,12 @@ func (r *request) field(key, value []byte) error {
 		n, err := r.number(seenMark, subjects.HeaderHighWaterMark, value)
 		r.tx.HighWaterMark, r.tx.HasHighWaterMark = n, true
 		r.cert.HighWaterMark, r.cert.HasHighWaterMark = n, true
+		return err
+	case subjects.HeaderSession:
+		return r.session(value)
+	case subjects.HeaderSessionSeq:
+		n, err := r.number(seenSessionSeq, subjects.HeaderSessionSeq, value)
+		r.tx.SessionSeq = n
 		return err
 	case subjects.HeaderExpectedLast:
 		n, err := r.number(seenExpected, subjects.HeaderExpectedLast, value)
@@ -286,13 +330,13 @@ func (r *request) number(which seenHeaders, name string, value []byte) (uint64, 
 	for _, c := range value {
 		if c < '0' || c > '9' {
 			return 0, subjects.Errorf(subjects.BadRequest,
-				"%s %q is not a txid: a whole number of 0 or more, in decimal digits, is needed", name, clip(value))
+				"%s %q is not a number: a whole number of 0 or more, in decimal digits, is needed", name, clip(value))
 		}
 	}
 	n, err := strconv.ParseUint(text(value), 10, 64)
 	if err != nil {
 		return 0, subjects.Errorf(subjects.BadRequest,
-			"%s %q is not a txid: a whole number from 0 to 18446744073709551615 is needed", name, clip(value))
+			"%s %q is too large: a whole number from 0 to 18446744073709551615 is needed", name, clip(value))
 	}
 	return n, nil
 }

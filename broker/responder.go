@@ -13,11 +13,11 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// responder is the second stage of a session: it waits for the outcome of each
+// responder is the second stage of a tenure: it waits for the outcome of each
 // batch and replies.
 type responder struct {
 	partition     int
-	term          uint64 // of the session
+	term          uint64 // of the tenure
 	log           *slog.Logger
 	metrics       *partitionMetrics
 	stages        stageMetrics
@@ -35,7 +35,7 @@ type responder struct {
 
 	lastTime int64 // of the last transaction that committed; owned by run
 
-	broken atomic.Bool // a batch failed, which ended the session
+	broken atomic.Bool // a batch failed, which ended the tenure
 
 	late    atomic.Int64    // batches in flight that were answered without an outcome
 	lateMu  sync.Mutex      // held while late changes, and setLate is called
@@ -156,7 +156,7 @@ func (p *responder) await(b *batch) error {
 	case b.applied.void:
 		return errVoid
 	}
-	invariant.SessionTerm.Check(b.applied.term == p.term, b.applied.term, p.term)
+	invariant.TenureTerm.Check(b.applied.term == p.term, b.applied.term, p.term)
 	invariant.TimesRise.Check(b.time > p.lastTime, uint64(b.time), uint64(p.lastTime)+1)
 	p.lastTime = b.time + int64(len(b.passed)) - 1
 	p.metrics.committed(len(b.passed), len(b.data), time.Since(b.certified))
@@ -237,7 +237,7 @@ func (p *responder) verify(b *batch, mark uint64) {
 			continue
 		}
 		reason := d.outcome.err.Reason
-		further := reason == subjects.Ahead || reason == subjects.Expired || reason == subjects.WrongLast && d.r.cert.ExpectedLast > mark
+		further := reason == subjects.Ahead || reason == subjects.Expired || reason == subjects.WrongLast && (d.r.cert.ExpectedLast > mark || d.r.cert.SessionSeq > 0)
 		if further && !confirmed() {
 			invariant.LeadershipUnconfirmed.Reached()
 			d.outcome = outcome{err: notConfirmedError(p.partition)}

@@ -25,9 +25,10 @@ type restorer struct {
 	requests  *requestServer
 	now       func() time.Time
 	feed      func(batches [][]byte) // publishes what a mirror has got
-	// refusesAtomic returns why no atomic batch can be stored now, nil if one can.
-	refusesAtomic func() *subjects.Error
-	ended         func() // called when a mirror has become an ordinary partition
+	// refusesRecords returns why no records of a version can be stored now, nil
+	// if they can.
+	refusesRecords func(version int) *subjects.Error
+	ended          func() // called when a mirror has become an ordinary partition
 
 	mu sync.Mutex // held while a step is served
 	// piece is the incomplete batch behind the transaction after.
@@ -370,7 +371,7 @@ func (s *restorer) load(ctx context.Context, at loadAt, piece []byte) error {
 	if len(rest) > maxPiece {
 		return subjects.Errorf(subjects.TooLarge, "the batch after txid %d has more than %d bytes", point.Txid, maxPiece)
 	}
-	if refused := s.refusesAtomic(); refused != nil && hasAtomic(batches) {
+	if refused := s.refusesRecords(recordsOf(batches)); refused != nil {
 		return refused
 	}
 	proposals := make([]raftstore.Proposal, len(batches))

@@ -282,7 +282,7 @@ func checkRestored(data []byte, after wal.Base, lastTime int64) (last uint64, at
 // payloads of its transactions, of which t is the first. rest are those that
 // follow.
 func checkFingerprint(t *wal.Transaction, rest wal.BatchReader) error {
-	if t.Atomic.Size == 0 || t.Atomic.Index > 0 || len(t.MsgID) == 0 {
+	if t.Atomic.Size == 0 || t.Atomic.Index > 0 || len(t.MsgID)+len(t.Session) == 0 {
 		return nil
 	}
 	payloads := func(yield func([]byte) bool) {
@@ -309,6 +309,14 @@ func checkStored(t *wal.Transaction) error {
 		}
 		if t.Atomic.Index > 0 {
 			return fmt.Errorf("message id %q is not on the first transaction of its atomic batch", clip(t.MsgID))
+		}
+	}
+	if t.SessionSeq > 0 {
+		if err := subjects.CheckSession(text(t.Session)); err != nil {
+			return err
+		}
+		if len(t.MsgID) > 0 {
+			return fmt.Errorf("message id %q beside session %q", clip(t.MsgID), t.Session)
 		}
 	}
 	if t.Atomic.Size > 0 {

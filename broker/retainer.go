@@ -20,7 +20,7 @@ import (
 	"github.com/cantuslog/cantus/wal"
 )
 
-// retainer trims a partition by its policy, on its leader. Each session has a
+// retainer trims a partition by its policy, on its leader. Each tenure has a
 // goroutine, run, that looks every interval. It also reports how far the
 // policy's cursors are behind: a consumer or an archiver that has died can't.
 type retainer struct {
@@ -40,8 +40,8 @@ type retainer struct {
 	lag       cursorLag
 
 	mu    sync.Mutex
-	clock *believedClock // of this session
-	// behind is what the last advisory of this session said of the archive, and
+	clock *believedClock // of this tenure
+	// behind is what the last advisory of this tenure said of the archive, and
 	// advised whether there was one.
 	behind, advised bool
 	warned          bool // of the clock
@@ -101,7 +101,7 @@ func (r *retainer) run(ctx context.Context) {
 	}
 }
 
-// begin begins a session.
+// begin begins a tenure.
 func (r *retainer) begin() {
 	var newest time.Time
 	r.state.mu.Lock()
@@ -231,7 +231,7 @@ func (r *retainer) warnOfClock(why string) {
 }
 
 // adviseArchive publishes that the archive has fallen behind, or has caught up
-// again. A session begins with what is so: the leader before it may have said
+// again. A tenure begins with what is so: the leader before it may have said
 // something else.
 func (r *retainer) adviseArchive(policy cluster.Retention, v retentionView) {
 	i := slices.IndexFunc(v.cursors, func(c subjects.RetentionCursor) bool { return c.Name == policy.Archive })

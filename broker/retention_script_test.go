@@ -27,7 +27,7 @@ import (
 //	sleep T                time passes
 //	jump T                 the leader's clock is set forward
 //	others T …             the clocks of the other nodes, as differences from the true time
-//	lead                   another session begins
+//	lead                   another tenure begins
 //	restart                the replica is made anew from a snapshot
 //	restoring, restored    whether the partition is being restored
 //	tick                   the leader looks

@@ -21,7 +21,7 @@ const (
 	batchBytes = 1 << 20
 )
 
-// sequencer is the first stage of a session: it certifies and proposes.
+// sequencer is the first stage of a tenure: it certifies and proposes.
 type sequencer struct {
 	id           int // the partition, by the cluster's numbers
 	partition    int // as clients see it
@@ -31,21 +31,21 @@ type sequencer struct {
 	direct       string // subject of appends without a key
 	batchSubject string // subject of batch messages
 
-	queue         *queue
-	certifier     *certifier
-	inflight      *inflightLimit // of the node's batches in flight
-	propose       func(data []byte) proposal
-	rejected      func() error // why nothing is stored now, nil if it is
-	countRefused  func(e *subjects.Error, n int)
-	limits        messageLimit
-	certified     chan<- *batch
-	slots         chan struct{}           // of the partition's batches in flight
-	checkLog      func(*natslink.Message) // has the log searched for a message, which is put in the queue again then
-	refusesAtomic func() *subjects.Error  // why no atomic batch is stored now, nil if one is
-	replyRejected func(*batch)            // replies to a batch that was rejected
-	answerLate    func(*batch)            // replies to a batch that has no outcome yet
-	late          *atomic.Int64           // batches in flight that were replied to
-	tracer        *traces.Tracer
+	queue          *queue
+	certifier      *certifier
+	inflight       *inflightLimit // of the node's batches in flight
+	propose        func(data []byte) proposal
+	rejected       func() error // why nothing is stored now, nil if it is
+	countRefused   func(e *subjects.Error, n int)
+	limits         messageLimit
+	certified      chan<- *batch
+	slots          chan struct{}                     // of the partition's batches in flight
+	checkLog       func(*natslink.Message)           // has the log searched for a message, which is put in the queue again then
+	refusesRecords func(version int) *subjects.Error // why no records of a version are stored now, nil if they are
+	replyRejected  func(*batch)                      // replies to a batch that was rejected
+	answerLate     func(*batch)                      // replies to a batch that has no outcome yet
+	late           *atomic.Int64                     // batches in flight that were replied to
+	tracer         *traces.Tracer
 }
 
 // messageLimit is the NATS server's limit for a message, headers included.
@@ -220,6 +220,9 @@ func (s *sequencer) decode(b *batch, rs []*request, m *natslink.Message) []*requ
 		if err == nil {
 			err = r.decode(m.Header, m.Payload, limit)
 		}
+		if err == nil && r.tx.SessionSeq > 0 {
+			err = s.refusesSessions(b)
+		}
 		s.trace(b, r, m.Received)
 		if err != nil {
 			b.decide(r, outcome{err: err}, 0)
@@ -239,11 +242,14 @@ func (s *sequencer) decodeBatch(b *batch, rs []*request, m *natslink.Message, li
 	h, err := decodeBatchHeader(m, head)
 	items, bad := parseBatch(m.Payload, maxBatch(s.limits.MaxPayload()))
 	if err = cmp.Or(err, bad); err == nil && h.atomic {
-		if err = s.refusesAtomic(); err == nil {
+		if err = s.refusesRecords(atomicRecords); err == nil {
 			err = head.decodeAtomic(items, limit, func() *request { return b.requests.add(m.Reply) })
 		}
 		for _, r := range head.items {
 			s.trace(b, r, m.Received)
+		}
+		if err == nil && head.tx.SessionSeq > 0 {
+			err = s.refusesSessions(b)
 		}
 	}
 	switch {
@@ -262,6 +268,9 @@ func (s *sequencer) decodeBatch(b *batch, rs []*request, m *natslink.Message, li
 		header, payload := items.next()
 		err := r.decode(header, payload, limit)
 		s.trace(b, r, m.Received)
+		if err == nil && r.tx.SessionSeq > 0 {
+			err = s.refusesSessions(b)
+		}
 		if err != nil {
 			b.decide(r, outcome{err: err}, 0)
 			continue
@@ -269,6 +278,15 @@ func (s *sequencer) decodeBatch(b *batch, rs []*request, m *natslink.Message, li
 		rs = append(rs, r)
 	}
 	return rs
+}
+
+// refusesSessions returns why no transaction of a session is stored now, nil if
+// one is. It is the same for a whole batch.
+func (s *sequencer) refusesSessions(b *batch) *subjects.Error {
+	if !b.sessionsChecked {
+		b.sessionsChecked, b.noSessions = true, s.refusesRecords(sessionRecords)
+	}
+	return b.noSessions
 }
 
 // trace notes what a request that is traced says of itself.
@@ -314,6 +332,8 @@ func (s *sequencer) outcome(f judged) outcome {
 	case lockmgr.Expired:
 		return outcome{err: subjects.Errorf(subjects.Expired, "it was to commit by %s, which has passed: nothing was done",
 			time.Unix(0, r.cert.NotAfter).UTC().Format(time.RFC3339Nano))}
+	case lockmgr.WrongSeq:
+		return outcome{err: wrongSeq(r, v)}
 	case lockmgr.WrongLast:
 		return outcome{err: subjects.Errorf(subjects.WrongLast,
 			"expected last sequence %d is not the high-water mark", r.cert.ExpectedLast)}
@@ -322,6 +342,28 @@ func (s *sequencer) outcome(f judged) outcome {
 		return outcome{err: matched(f.matched, &r.unless[f.matched.Item], r.cert.HighWaterMark)}
 	}
 	return outcome{err: conflict(v.Conflicts, r.cert.HighWaterMark)}
+}
+
+// wrongSeq describes a transaction that is not the next one of its session, as
+// the client sees it.
+func wrongSeq(r *request, v lockmgr.Verdict) *subjects.Error {
+	name, seq := clip(r.tx.Session), r.cert.SessionSeq
+	var e *subjects.Error
+	switch {
+	case !v.HasSessionSeq && seq == 1:
+		e = subjects.Errorf(subjects.WrongLast,
+			"session %q may have begun after high-water mark %d and be forgotten: apply the partition up to its end, and begin another session", name, r.cert.HighWaterMark)
+	case !v.HasSessionSeq:
+		e = subjects.Errorf(subjects.WrongLast, "session %q is not known, or was forgotten, and this is its number %d: begin another session", name, seq)
+	case seq <= v.SessionSeq:
+		e = subjects.Errorf(subjects.WrongLast, "number %d of session %q was committed before, with a message id that no longer counts: the next is %d", seq, name, v.SessionSeq+1)
+	default:
+		e = subjects.Errorf(subjects.WrongLast, "number %d of session %q was not accepted: the last that was is %d, so send %d first", seq-1, name, v.SessionSeq, v.SessionSeq+1)
+	}
+	if v.HasSessionSeq {
+		e.SessionSeq = &v.SessionSeq
+	}
+	return e
 }
 
 // matched describes an item of a condition that matches, as the client sees it.

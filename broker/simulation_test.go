@@ -290,7 +290,7 @@ func (r *dataSimNode) serve(ctx context.Context) {
 	p.queue.open()
 	p.logChecker.queue.open()
 	background.Go(func() { p.logChecker.run(ctx) })
-	c := p.sessionConfig(term, cancel)
+	c := p.tenureConfig(term, cancel)
 	c.rejected, c.countRefused = func() error { return nil }, func(*subjects.Error, int) {}
 	c.propose = func(data []byte) proposal {
 		if r.stumble(term) {
@@ -298,7 +298,7 @@ func (r *dataSimNode) serve(ctx context.Context) {
 		}
 		return p.group.Propose(data)
 	}
-	newSession(c).start(ctx, &background)
+	newTenure(c).start(ctx, &background)
 	<-ctx.Done()
 	p.refusals.rejectUnavailable(p.queue.close())
 	p.refusals.rejectUnavailable(p.logChecker.queue.close())

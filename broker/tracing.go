@@ -46,7 +46,7 @@ func startTracing(o *Options, registry *prometheus.Registry) *tracing {
 // take the last spans.
 const tracingPatience = time.Second
 
-// stop hands the last spans to the TracerProvider. The sessions have ended.
+// stop hands the last spans to the TracerProvider. The tenures have ended.
 func (t *tracing) stop() {
 	if t.tracer == nil {
 		return

@@ -11,11 +11,11 @@ import (
 	"github.com/cantuslog/cantus/raftstore"
 )
 
-// A transfer of leadership begins with request, which ends the session that is
+// A transfer of leadership begins with request, which ends the tenure that is
 // under way. runLeader then waits until every batch in flight is answered,
 // while new messages wait in the queues, makes the transferee the leader and
 // forwards the queues to it once it serves the partition. If the transfer
-// fails, this node leads on, in a new session.
+// fails, this node leads on, in a new tenure.
 
 // transfer moves a partition's leadership from this node to another.
 type transfer struct {
@@ -23,19 +23,19 @@ type transfer struct {
 	log       *slog.Logger
 	group     *raftstore.Group
 	peers     *peers
-	session   *sessionEnd
+	tenure    *tenureEnd
 	// electionTimeout is Options.ElectionTimeout.
 	electionTimeout time.Duration
 	failed          atomic.Int64 // when a transfer failed last, Unix nanoseconds
 }
 
-// sessionEnd ends the session that is under way, if there is one.
-type sessionEnd struct {
+// tenureEnd ends the tenure that is under way, if there is one.
+type tenureEnd struct {
 	cancel atomic.Pointer[context.CancelCauseFunc]
 	slots  atomic.Pointer[chan struct{}] // the sequencer's
 }
 
-func (s *sessionEnd) end(why error) {
+func (s *tenureEnd) end(why error) {
 	if cancel := s.cancel.Load(); cancel != nil {
 		(*cancel)(why)
 	}
@@ -49,7 +49,7 @@ var errInFlight = errors.New("what is in flight does not commit")
 // drain waits until nothing is in flight, and lets no batch begin from then on.
 // If that takes longer than drainTime, or until ctx ends, batches may begin
 // again, and drain returns false.
-func (s *sessionEnd) drain(ctx context.Context) bool {
+func (s *tenureEnd) drain(ctx context.Context) bool {
 	slots := s.slots.Load()
 	if slots == nil {
 		return true
@@ -69,14 +69,14 @@ func (s *sessionEnd) drain(ctx context.Context) bool {
 	return true
 }
 
-// transferError ends a session whose leadership is to go to another node.
+// transferError ends a tenure whose leadership is to go to another node.
 type transferError struct{ to string }
 
 func (e transferError) Error() string { return "leadership is transferred to " + e.to }
 
-// request ends the session that is under way so that its leadership goes to
+// request ends the tenure that is under way so that its leadership goes to
 // a node, unless such a transfer has just failed, or what is in flight does not
-// commit: without a session the partition is not served.
+// commit: without a tenure the partition is not served.
 func (t *transfer) request(ctx context.Context, to string) error {
 	if since := time.Since(time.Unix(0, t.failed.Load())); since < transferPause {
 		return fmt.Errorf("leadership could not be transferred %v ago", since.Round(time.Millisecond))
@@ -84,11 +84,11 @@ func (t *transfer) request(ctx context.Context, to string) error {
 	if to != "" && !t.group.Reachable(to) {
 		return fmt.Errorf("node %s can't be reached, or takes no entries", to)
 	}
-	if !t.session.drain(ctx) {
+	if !t.tenure.drain(ctx) {
 		t.failed.Store(time.Now().UnixNano())
 		return errInFlight
 	}
-	t.session.end(transferError{to})
+	t.tenure.end(transferError{to})
 	return nil
 }
 

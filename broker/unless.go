@@ -59,7 +59,7 @@ func appendItems(items []queryItem, value string) ([]queryItem, error) {
 		return nil, subjects.Errorf(subjects.BadRequest, "%s has no item: leave it out for no condition", subjects.HeaderUnless)
 	}
 	for _, i := range some.Items {
-		items = append(items, queryItem{i.Kinds, i.Locks})
+		items = append(items, queryItem{kinds: i.Kinds, locks: i.Locks})
 	}
 	return items, nil
 }

@@ -327,7 +327,7 @@ func (h *history) compare() {
 		}
 	}
 	want.InFlightLocks = h.w.withOthers(want.InFlightLocks, want.Floor)
-	if !got.Equal(want, false) || got.SessionFloor != want.SessionFloor {
+	if !got.Equal(want, false) || got.SessionFloor != want.SessionFloor || len(got.Sessions) != len(want.Sessions) {
 		h.fail("state:\n got %+v\nwant %+v", got, want)
 	}
 	stats := lockmgr.Stats{

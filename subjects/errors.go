@@ -20,7 +20,7 @@ const (
 
 	// Apply the missing transactions, compute again, send again.
 	Conflict  Reason = "conflict"   // a lock was recorded after the high-water mark
-	WrongLast Reason = "wrong_last" // the expected last sequence, or a cursor's expected position, is not the present one
+	WrongLast Reason = "wrong_last" // the expected last sequence, the number in a session, or a cursor's expected position, does not follow on what is there
 
 	// Read from elsewhere.
 	Trimmed  Reason = "trimmed"   // older than what is kept
@@ -98,6 +98,10 @@ type Error struct {
 	// Unless is, for a conflict of a condition, the item that matches. Lock and
 	// Conflicts are empty then, and Txid is the item's.
 	Unless *MatchedCondition `json:"unless,omitempty"`
+	// SessionSeq is, for wrong_last of a transaction in a session, the number of
+	// the session's last transaction that was accepted, 0 for none. It is nil if
+	// the partition does not know the session.
+	SessionSeq *uint64 `json:"session_seq,omitempty"`
 	// FirstTxid is, for trimmed, the oldest transaction that is kept.
 	FirstTxid uint64 `json:"first_txid,omitempty"`
 	// Cluster is the id of the cluster that answers, if a read or a cursor is

@@ -30,6 +30,12 @@ const (
 	// HeaderExpectedLast lets a transaction commit only at exactly this
 	// high-water mark.
 	HeaderExpectedLast = "Nats-Expected-Last-Sequence"
+	// HeaderSession names a session: transactions of one writer that commit in
+	// the order of their numbers, without gaps, and whose locks don't conflict
+	// with each other.
+	HeaderSession = "Cantus-Session"
+	// HeaderSessionSeq is a transaction's number in its session, from 1 on.
+	HeaderSessionSeq = "Cantus-Session-Seq"
 	// HeaderNotAfter is the last time with which a transaction may commit; see
 	// [ParseTime] for its form.
 	HeaderNotAfter = "Cantus-Not-After"
@@ -95,8 +101,8 @@ const (
 	MaxLocks = 64
 	// MaxLockTokens is the most tokens of a lock name, a final ">" included.
 	MaxLockTokens = 16
-	// MaxToken is the most bytes of a token of a lock name, of a kind, and of a
-	// cursor's name.
+	// MaxToken is the most bytes of a token of a lock name, of a kind, and of
+	// the names of cursors and sessions.
 	MaxToken = 64
 	// MaxHeaders is the most header lines of a transaction, or of a batch
 	// message.
@@ -145,7 +151,8 @@ const (
 // requestHeaders are the headers with a meaning that an append may have.
 var requestHeaders = []string{
 	HeaderHighWaterMark, HeaderWriteLock, HeaderReadLock, HeaderAppendLock,
-	HeaderUnless, HeaderKind, HeaderMsgID, HeaderExpectedLast, HeaderNotAfter,
+	HeaderUnless, HeaderKind, HeaderMsgID, HeaderSession, HeaderSessionSeq,
+	HeaderExpectedLast, HeaderNotAfter,
 }
 
 // IsRequestHeader reports whether key is one of the headers with a meaning that

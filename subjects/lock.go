@@ -109,6 +109,15 @@ func CheckKey(key string) error {
 	return nil
 }
 
+// CheckSession returns nil if name can be the name of a session: one token as
+// in lock names, which may hold commas.
+func CheckSession(name string) error {
+	if err := checkToken(name); err != nil {
+		return badf("%s %q: %v", HeaderSession, clip(name), err)
+	}
+	return nil
+}
+
 // CheckMsgID returns nil if id can be a message id: 1 to 128 bytes.
 func CheckMsgID(id string) error {
 	switch {

@@ -37,9 +37,13 @@ type Transaction struct {
 	HasHighWaterMark bool
 	// MsgID is the writer's idempotency key; nil for none. That of an atomic
 	// batch is in its first transaction.
-	MsgID  []byte
-	Atomic Atomic
-	Locks  []Lock
+	MsgID []byte
+	// Session and SessionSeq are its session's name and its number there, nil
+	// and 0 for none.
+	Session    []byte
+	SessionSeq uint64
+	Atomic     Atomic
+	Locks      []Lock
 	// Header is the application's own header lines, each with its CR LF.
 	Header  []byte
 	Payload []byte
@@ -52,7 +56,8 @@ type Atomic struct {
 	Index uint32 // from 0
 	Size  uint32 // 2 at least
 	// Fingerprint stands for the payloads of all of them: see [PayloadsHash].
-	// Only the first transaction of an atomic batch with a message id has it.
+	// Only the first transaction of an atomic batch with a message id, or in a
+	// session, has it.
 	Fingerprint uint64
 }
 
@@ -82,11 +87,13 @@ const (
 	flagMark   = 1
 	flagMsgID  = 2
 	flagAtomic = 4
+
+	flagSession = 8
 )
 
 // isFingerprinted reports whether t's record has a fingerprint.
 func (t *Transaction) isFingerprinted() bool {
-	return t.Atomic.Size > 0 && t.Atomic.Index == 0 && len(t.MsgID) > 0
+	return t.Atomic.Size > 0 && t.Atomic.Index == 0 && len(t.MsgID)+len(t.Session) > 0
 }
 
 // recordSize returns the length of t's record without its length prefix.
@@ -98,6 +105,9 @@ func (t *Transaction) recordSize() int {
 	}
 	if len(t.MsgID) > 0 {
 		n += uvLen(uint64(len(t.MsgID))) + len(t.MsgID)
+	}
+	if len(t.Session) > 0 {
+		n += uvLen(uint64(len(t.Session))) + len(t.Session) + uvLen(t.SessionSeq)
 	}
 	if t.Atomic.Size > 0 {
 		n += uvLen(uint64(t.Atomic.Index)) + uvLen(uint64(t.Atomic.Size))
@@ -124,6 +134,9 @@ func (t *Transaction) appendRecord(dst []byte) []byte {
 	if t.Atomic.Size > 0 {
 		flags |= flagAtomic
 	}
+	if len(t.Session) > 0 {
+		flags |= flagSession
+	}
 	dst = append(dst, flags)
 	if t.HasHighWaterMark {
 		dst = binary.AppendUvarint(dst, t.HighWaterMark)
@@ -131,6 +144,9 @@ func (t *Transaction) appendRecord(dst []byte) []byte {
 	dst = appendBytes(dst, t.Kind)
 	if len(t.MsgID) > 0 {
 		dst = appendBytes(dst, t.MsgID)
+	}
+	if len(t.Session) > 0 {
+		dst = binary.AppendUvarint(appendBytes(dst, t.Session), t.SessionSeq)
 	}
 	if t.Atomic.Size > 0 {
 		dst = binary.AppendUvarint(dst, uint64(t.Atomic.Index))
@@ -152,7 +168,7 @@ func (t *Transaction) appendRecord(dst []byte) []byte {
 func (t *Transaction) decode(record []byte) error {
 	r := reader{b: record}
 	flags := r.byte()
-	if flags&^(flagMark|flagMsgID|flagAtomic) != 0 {
+	if flags&^(flagMark|flagMsgID|flagAtomic|flagSession) != 0 {
 		return fmt.Errorf("%w: record has unknown flags %#x", ErrBatch, flags)
 	}
 	t.HasHighWaterMark, t.HighWaterMark, t.MsgID = flags&flagMark != 0, 0, nil
@@ -163,7 +179,12 @@ func (t *Transaction) decode(record []byte) error {
 	if flags&flagMsgID != 0 {
 		t.MsgID = r.bytes()
 	}
-	t.Atomic = Atomic{}
+	t.Session, t.SessionSeq, t.Atomic = nil, 0, Atomic{}
+	if flags&flagSession != 0 {
+		if t.Session, t.SessionSeq = r.bytes(), r.uvarint(); len(t.Session) == 0 || t.SessionSeq == 0 {
+			return fmt.Errorf("%w: record has number %d of session %q", ErrBatch, t.SessionSeq, t.Session)
+		}
+	}
 	if flags&flagAtomic != 0 {
 		if err := t.decodeAtomic(&r); err != nil {
 			return err

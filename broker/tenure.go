@@ -11,7 +11,7 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
-// session serves a partition for one leader epoch: from the barrier at its
+// tenure serves a partition for one leader epoch: from the barrier at its
 // beginning until leadership is lost or transferred, a proposal fails, or the
 // replica closes. It has three goroutines, each a stage of its own:
 //
@@ -33,7 +33,7 @@ import (
 //     it.
 //
 // A message whose high-water mark is older than what the certifier remembers
-// leaves the sequencer: a goroutine beside the session searches the log for it
+// leaves the sequencer: a goroutine beside the tenure searches the log for it
 // (see logChecker), and puts it in the queue again.
 //
 // Raft's apply goroutine meets them in two mutexes alone: the certifier's, and
@@ -46,10 +46,10 @@ import (
 // its channel behind the last. If an outcome takes longer than outcomeTime, the
 // batch is late: its requests are answered as unknown on a goroutine of their
 // own, and the sequencer rejects messages until the outcome is there. If an
-// outcome is not a commit, the responder ends the session itself, and from then
+// outcome is not a commit, the responder ends the tenure itself, and from then
 // on rejects refusals that depended on a transaction in flight. The next
-// session begins with a rollback of whatever is still in the certifier.
-type session struct {
+// tenure begins with a rollback of whatever is still in the certifier.
+type tenure struct {
 	sequencer sequencer
 	responder responder
 	publisher publisher
@@ -60,8 +60,8 @@ type session struct {
 // survivingEnd.
 const maxInflight = 5
 
-// sessionConfig lists what a session is given.
-type sessionConfig struct {
+// tenureConfig lists what a tenure is given.
+type tenureConfig struct {
 	id         int // the partition, by the cluster's numbers
 	partition  int // as clients see it
 	partitions int // how many they see
@@ -80,8 +80,9 @@ type sessionConfig struct {
 	checkLog func(*natslink.Message)
 	// rejected returns why no transaction can be stored now, nil if it can.
 	rejected func() error
-	// refusesAtomic returns why no atomic batch can be stored now, nil if one can.
-	refusesAtomic func() *subjects.Error
+	// refusesRecords returns why no records of a version can be stored now, nil
+	// if they can.
+	refusesRecords func(version int) *subjects.Error
 	// countRefused is told how many transactions were rejected with an error.
 	countRefused func(e *subjects.Error, n int)
 	// mark returns the high-water mark.
@@ -90,7 +91,7 @@ type sessionConfig struct {
 	promotedAfter func() uint64
 	// confirmLeader reports whether a majority confirms that this node leads.
 	confirmLeader func() bool
-	// end ends the session because of an error.
+	// end ends the tenure because of an error.
 	end func(error)
 	// setLate is called when batches in flight begin or cease to have been
 	// answered without an outcome.
@@ -108,13 +109,13 @@ type sessionConfig struct {
 	adviseAll func(endpoint string, msgID []byte, e *subjects.Error) []byte
 }
 
-func newSession(c sessionConfig) *session {
+func newTenure(c tenureConfig) *tenure {
 	certified, committed := make(chan *batch, maxInflight), make(chan *batch, maxInflight)
-	s := &session{
+	s := &tenure{
 		sequencer: sequencer{
 			id: c.id, partition: c.partition, partitions: c.partitions, names: c.names, term: c.term,
 			direct: c.names.Append(c.partition), batchSubject: c.names.Batch(c.partition),
-			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, checkLog: c.checkLog, rejected: c.rejected, refusesAtomic: c.refusesAtomic, countRefused: c.countRefused,
+			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, checkLog: c.checkLog, rejected: c.rejected, refusesRecords: c.refusesRecords, countRefused: c.countRefused,
 			limits: c.nats, certified: certified, slots: make(chan struct{}, maxInflight), tracer: c.tracer,
 		},
 		publisher: publisher{
@@ -134,7 +135,7 @@ func newSession(c sessionConfig) *session {
 }
 
 // start runs the stages until ctx has ended and every batch is answered.
-func (s *session) start(ctx context.Context, running *sync.WaitGroup) {
+func (s *tenure) start(ctx context.Context, running *sync.WaitGroup) {
 	running.Go(func() { s.sequencer.run(ctx) })
 	running.Go(s.responder.run)
 	running.Go(s.publisher.run)
