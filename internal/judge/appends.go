@@ -68,7 +68,7 @@ func (p *partition) checkPresence() {
 			continue
 		}
 		senders := p.byID[t.ID]
-		mayBe := func(a *attempt) bool { return a.acknowledged() || a.result.open() }
+		mayBe := func(a *attempt) bool { return a.acknowledged() || a.open() }
 		switch {
 		case len(senders) == 0 && p.header.AllWriters:
 			p.find(Invented, "txid %d has the id %q, which nobody sent", t.Txid, t.ID)
@@ -82,7 +82,7 @@ func (p *partition) checkPresence() {
 	for content, txids := range unexplained {
 		open := 0
 		for _, a := range p.byText[content] {
-			if a.result.open() {
+			if a.open() {
 				open++
 			}
 		}

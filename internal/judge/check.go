@@ -106,6 +106,7 @@ func (p *partition) check() {
 	p.checkAcknowledged()
 	p.checkPresence()
 	p.checkAtomic()
+	p.checkSessions()
 	p.checkOrder()
 	p.checkIDs()
 	p.checkLocks()
@@ -155,7 +156,7 @@ func (p *partition) collectAttempts() {
 		switch {
 		case a.tx.ID != "":
 			p.byID[a.tx.ID] = append(p.byID[a.tx.ID], a)
-		case a.acknowledged() || a.result.open():
+		case a.acknowledged() || a.open():
 			p.byText[a.tx.Content] = append(p.byText[a.tx.Content], a)
 		}
 	}
@@ -266,7 +267,7 @@ func (p *partition) spanOf(t *Stored) span {
 		return s // without an id it has one request
 	}
 	for _, a := range senders {
-		if a.result.open() {
+		if a.open() {
 			s.start = min(s.start, a.Start)
 		}
 	}

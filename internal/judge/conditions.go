@@ -39,7 +39,7 @@ func (p *partition) checkUnmatched(a *attempt) {
 	for txid := max(a.tx.mark()+1, p.first); txid < a.result.Txid; txid++ {
 		t := at(p.log, txid)
 		for i := range a.tx.Unless {
-			if t != nil && t.matches(&a.tx.Unless[i]) {
+			if t != nil && !t.isOf(a.tx.Session) && t.matches(&a.tx.Unless[i]) {
 				p.find(ConditionMissed, "%v was acknowledged as txid %d: item %d of its condition matches txid %d, after its high-water mark %d",
 					a, a.result.Txid, i, txid, a.tx.mark())
 				return
@@ -63,7 +63,7 @@ func (p *partition) checkMatch(a *attempt, m *subjects.MatchedCondition) {
 	case m.Forgotten && m.Txid >= p.allowed && p.known-m.Txid < searched:
 		p.find(ConditionFalse, "%v was refused because the log could not be searched at txid %d, and nothing there was trimmed", a, m.Txid)
 	case m.Forgotten:
-	case !t.matches(&a.tx.Unless[m.Item]):
+	case t.isOf(a.tx.Session) || !t.matches(&a.tx.Unless[m.Item]):
 		p.find(ConditionFalse, "%v was refused for txid %d, which item %d of its condition does not match", a, m.Txid, m.Item)
 	case p.spans[m.Txid].from > a.End:
 		p.find(ConditionFalse, "%v was refused at %d for txid %d, which can't be older than %d", a, a.End, m.Txid, p.spans[m.Txid].from)

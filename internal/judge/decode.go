@@ -122,7 +122,10 @@ func (l *line) check() error {
 	case l.Transaction != nil && l.Transaction.Txid == 0:
 		return errors.New("a stored transaction has the txid 0")
 	case l.Operation != nil:
+		l.Operation.identify()
 		return l.Operation.check()
+	case l.Transaction != nil:
+		l.Transaction.Identify()
 	}
 	return nil
 }

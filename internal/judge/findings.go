@@ -28,6 +28,8 @@ const (
 	ExpiredMissed      Class = "expired-missed"
 	AtomicTorn         Class = "atomic-torn"
 	AtomicSeen         Class = "atomic-seen"
+	SessionOrder       Class = "session-order"
+	SessionFalse       Class = "session-false"
 
 	DrainMissing   Class = "drain-missing"
 	ReplicaBehind  Class = "replica-behind"
@@ -98,6 +100,8 @@ var classes = []struct {
 	{ExpiredMissed, "a transaction is committed after the time by which it was to commit"},
 	{AtomicTorn, "a part of an atomic batch is in the log, or it is not in one piece, or an answer says so"},
 	{AtomicSeen, "a high-water mark is within an atomic batch"},
+	{SessionOrder, "the numbers of a session have a gap in the log, or are in another order, or one is there twice"},
+	{SessionFalse, "a number of a session was refused although it was the next one, or the answer names another number than the last"},
 
 	{DrainMissing, "a partition has fewer or more drains than replicas"},
 	{ReplicaBehind, "a replica lacks transactions at the end that another one has, none of them acknowledged"},

@@ -95,7 +95,12 @@ func (r *Result) open() bool {
 
 // Transaction is a transaction as a client sends it.
 type Transaction struct {
-	ID string `json:"id,omitempty"` // the message id
+	// ID is the message id. If it is empty and there is a session, it is the
+	// number in that.
+	ID string `json:"id,omitempty"`
+	// Session and SessionSeq are the session and the number in it.
+	Session    string `json:"session,omitempty"`
+	SessionSeq uint64 `json:"session_seq,omitempty"`
 	// Content stands for the payload: a hash of it, say. It is compared and
 	// nothing else. If it is empty, it is not known.
 	Content string `json:"content,omitempty"`
@@ -180,6 +185,8 @@ func (t *Transaction) difference(o *Transaction) string {
 	switch {
 	case t.ID != o.ID:
 		return "another message id"
+	case t.Session != o.Session || t.SessionSeq != o.SessionSeq:
+		return "another session, or number in it"
 	case t.Content != o.Content && t.Content != "" && o.Content != "":
 		return otherContent
 	case t.Headers != o.Headers && t.Headers != "" && o.Headers != "":

@@ -8,25 +8,50 @@ import (
 	"github.com/cantuslog/cantus/subjects"
 )
 
+// recorder is the newest transaction that recorded something, its session, and
+// the newest that is not of the session.
+type recorder struct {
+	txid    uint64
+	session string
+	other   uint64
+}
+
+// by makes a transaction of a session, or of none, the newest.
+func (r *recorder) by(t *Stored) {
+	if t.Session == "" || t.Session != r.session {
+		r.other = r.txid
+	}
+	r.txid, r.session = t.Txid, t.Session
+}
+
+// besides returns the newest transaction that is not of a session.
+func (r *recorder) besides(session string) uint64 {
+	if session != "" && session == r.session {
+		return r.other
+	}
+	return r.txid
+}
+
 // lockTree knows for each lock name the newest transaction that recorded it. It
 // is the rule of the contract, token by token.
 type lockTree struct {
-	point   uint64 // the newest that recorded this name
-	subtree uint64 // the newest that recorded the subtree of this name
-	below   uint64 // the newest that recorded anything below, subtrees included
+	point   recorder // of this name
+	subtree recorder // of the subtree of this name
+	below   recorder // of anything below, subtrees included
 	next    map[string]*lockTree
 }
 
 // record enters a lock of a transaction, which is newer than all before.
-func (l *lockTree) record(name string, txid uint64) {
+func (l *lockTree) record(name string, t *Stored) {
 	for rest, more := name, true; more; {
 		var token string
 		token, rest, more = strings.Cut(rest, ".")
 		if token == ">" {
-			l.subtree, l.below = txid, txid
+			l.subtree.by(t)
+			l.below.by(t)
 			return
 		}
-		l.below = txid
+		l.below.by(t)
 		if l.next == nil {
 			l.next = map[string]*lockTree{}
 		}
@@ -35,24 +60,24 @@ func (l *lockTree) record(name string, txid uint64) {
 		}
 		l = l.next[token]
 	}
-	l.point = txid
+	l.point.by(t)
 }
 
-// newest returns the newest transaction that recorded a lock which overlaps
-// name, 0 if there is none.
-func (l *lockTree) newest(name string) (txid uint64) {
+// newest returns the newest transaction, not of a session, that recorded a lock
+// which overlaps name, 0 if there is none.
+func (l *lockTree) newest(name, session string) (txid uint64) {
 	for rest, more := name, true; more; {
 		var token string
 		token, rest, more = strings.Cut(rest, ".")
 		if token == ">" {
-			return max(txid, l.below)
+			return max(txid, l.below.besides(session))
 		}
-		txid = max(txid, l.subtree)
+		txid = max(txid, l.subtree.besides(session))
 		if l = l.next[token]; l == nil {
 			return txid
 		}
 	}
-	return max(txid, l.point)
+	return max(txid, l.point.besides(session))
 }
 
 // checkLocks goes through the log: each transaction's locks must be clean at
@@ -71,7 +96,7 @@ func (p *partition) checkLocks() {
 			}
 		}
 		for name := range t.recorded {
-			tree.record(name, t.Txid)
+			tree.record(name, t)
 			p.locks++
 		}
 		for len(conflicts) > 0 && conflicts[0].result.Error.Txid <= t.Txid {
@@ -88,7 +113,7 @@ func (p *partition) checkLocks() {
 // by those in the tree.
 func (p *partition) checkClean(t *Stored, tree *lockTree) {
 	for mode, name := range t.checked {
-		if n := tree.newest(name); n > t.mark() {
+		if n := tree.newest(name, t.Session); n > t.mark() {
 			p.find(ConflictMissed, "txid %d, %s lock %q: recorded by txid %d, after its high-water mark %d", t.Txid, mode, name, n, t.mark())
 		}
 	}
@@ -144,6 +169,9 @@ func (p *partition) justified(a *attempt) bool {
 			p.find(ConflictUncommitted, "%v was refused for txid %d: the log ends at %d", a, c.Txid, p.known)
 			return false
 		case c.Forgotten || t == nil: // t is trimmed or lost
+		case t.Session != "" && t.Session == a.tx.Session:
+			p.find(ConflictFalse, "%v was refused for txid %d, of its own session", a, c.Txid)
+			return false
 		case !t.records(c.Lock):
 			p.find(ConflictFalse, "%v was refused for txid %d, which has recorded nothing that overlaps %q", a, c.Txid, c.Lock)
 			return false
@@ -167,7 +195,7 @@ func (p *partition) checkComplete(a *attempt, tree *lockTree) {
 		return
 	}
 	for mode, name := range a.tx.checked {
-		n := tree.newest(name)
+		n := tree.newest(name, a.tx.Session)
 		if n <= a.tx.mark() {
 			continue
 		}

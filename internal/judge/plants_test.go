@@ -134,7 +134,7 @@ func (p *planter) sent(partition int, t *judge.Transaction, txid uint64) *judge.
 // planted in a correct history, and no other.
 func TestPlants(t *testing.T) {
 	planted := map[judge.Class]bool{}
-	for _, plants := range [][]plant{replicaPlants, appendPlants, refusalPlants, readPlants, cursorPlants} {
+	for _, plants := range [][]plant{replicaPlants, appendPlants, refusalPlants, readPlants, cursorPlants, sessionPlants} {
 		for _, plant := range plants {
 			planted[plant.class] = true
 			t.Run(string(plant.class)+"/"+plant.name, func(t *testing.T) { plant.test(t) })
@@ -161,10 +161,15 @@ var alsoFound = map[string][]judge.Class{
 	"acknowledged apart": {judge.LostTail, judge.Invented},
 }
 
+// newPlanter returns a planter with a correct history.
+func newPlanter(seed uint64) *planter {
+	return &planter{Rand: rand.New(rand.NewPCG(seed, 1)), h: generateWith(seed, 400, false)}
+}
+
 func (plant plant) test(t *testing.T) {
 	found := 0
 	for seed := range uint64(30) {
-		p := &planter{Rand: rand.New(rand.NewPCG(seed, 1)), h: generateWith(seed, 400, false)}
+		p := newPlanter(seed)
 		if !plant.in(p) {
 			continue
 		}

@@ -121,11 +121,11 @@ func (p *partition) checkNotFound(gets []*Operation) {
 	for _, o := range gets {
 		for len(rest) > 0 && rest[0].Txid <= *o.HighWaterMark {
 			for name := range rest[0].recorded {
-				tree.record(name, rest[0].Txid)
+				tree.record(name, rest[0])
 			}
 			rest = rest[1:]
 		}
-		if n := tree.newest(o.Get.Lock); n > 0 {
+		if n := tree.newest(o.Get.Lock, ""); n > 0 {
 			p.find(NotFoundFalse, "%s's get of lock %q at %d found nothing at high-water mark %d: txid %d had recorded it", o.Client, o.Get.Lock, o.Start, *o.HighWaterMark, n)
 		}
 	}

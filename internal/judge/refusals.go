@@ -32,6 +32,7 @@ func (p *partition) checkRefusedAppend(a *attempt) {
 	switch {
 	case e.Reason == subjects.Conflict && e.Unless != nil && len(tx.Unless) > 0: // see checkConditions
 	case e.Reason == subjects.Conflict && e.Unless == nil && len(tx.Write)+len(tx.Read) > 0: // see checkLocks
+	case e.Reason == subjects.WrongLast && tx.Session != "": // see checkSessions
 	case e.Reason == subjects.Ahead && tx.HighWaterMark != nil:
 		p.checkAhead(a.Operation, tx.mark(), "high-water mark")
 	case e.Reason == subjects.WrongLast && tx.ExpectedLast != nil:

@@ -35,6 +35,8 @@ type MixOptions struct {
 	// Atomic has some transactions sent as atomic batches, and some that have to
 	// commit by a time.
 	Atomic bool
+	// Sessions has some transactions sent in sessions.
+	Sessions bool
 	// Service says when appends without an outcome are sent again. nil is
 	// Backoff.
 	Service Service
@@ -121,6 +123,7 @@ type mixed struct {
 	name      string
 	count     int
 	last      *nats.Msg // an append that was answered
+	session   session
 }
 
 // request returns an append of a new transaction.
@@ -182,6 +185,9 @@ func (w *mixed) write(ctx context.Context) {
 		return
 	case n == 1:
 		w.batch(ctx)
+		return
+	case n == 2 && w.opts.Sessions:
+		w.inSession(ctx)
 		return
 	case m.Header.Get("Nats-Msg-Id") == "": // it can't be sent again
 		if r, err := w.client.AppendMsg(ctx, m); err == nil {

@@ -27,7 +27,8 @@ func (c *Client) Batch(ctx context.Context, partition int, msgs []*nats.Msg) (ma
 }
 
 // wholeHeaders are the headers that are given for an atomic batch as a whole.
-var wholeHeaders = []string{"Cantus-High-Water-Mark", "Cantus-Unless", "Nats-Msg-Id", "Nats-Expected-Last-Sequence", "Cantus-Not-After"}
+var wholeHeaders = []string{"Cantus-High-Water-Mark", "Cantus-Unless", "Nats-Msg-Id", "Cantus-Session", "Cantus-Session-Seq",
+	"Nats-Expected-Last-Sequence", "Cantus-Not-After"}
 
 // Atomic appends transactions that commit together, with the headers of whole
 // that are given for all of them. A refusal is not an error.
@@ -52,6 +53,7 @@ func (c *Client) Atomic(ctx context.Context, partition int, whole *nats.Msg, msg
 		}
 		m.Data = appendFrame(m.Data, t)
 		sent := sentTransaction(t)
+		setSession(sent, m)
 		if sent.HighWaterMark = number(m, "Cantus-High-Water-Mark"); i == 0 {
 			of := sentTransaction(m)
 			sent.ID, sent.ExpectedLast, sent.Unless, sent.NotAfter = of.ID, of.ExpectedLast, of.Unless, of.NotAfter

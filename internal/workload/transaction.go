@@ -43,6 +43,8 @@ func sentTransaction(m *nats.Msg) *judge.Transaction {
 	if until := m.Header.Get("Cantus-Not-After"); until != "" {
 		t.NotAfter = nanoseconds(until)
 	}
+	setSession(t, m)
+	t.Identify()
 	setLocks(t, m)
 	for _, value := range m.Header["Cantus-Unless"] {
 		var item judge.Item
@@ -59,6 +61,7 @@ func storedTransaction(m *nats.Msg) *judge.Stored {
 		ID: m.Header.Get("Cantus-Msg-Id"), Content: contentHash(m), Headers: headersHash(m), Kind: m.Header.Get("Cantus-Kind"),
 		HighWaterMark: number(m, "Cantus-High-Water-Mark"),
 	}}
+	setSession(&s.Transaction, m)
 	setLocks(&s.Transaction, m)
 	if text := m.Header.Get("Cantus-Atomic"); text != "" {
 		s.Atomic = &judge.Atomic{}
@@ -66,7 +69,14 @@ func storedTransaction(m *nats.Msg) *judge.Stored {
 			panic(fmt.Sprintf("Cantus-Atomic %q: %v", text, err))
 		}
 	}
+	s.Identify()
 	return s
+}
+
+func setSession(t *judge.Transaction, m *nats.Msg) {
+	if t.Session = m.Header.Get("Cantus-Session"); t.Session != "" {
+		t.SessionSeq = *number(m, "Cantus-Session-Seq")
+	}
 }
 
 func setLocks(t *judge.Transaction, m *nats.Msg) {

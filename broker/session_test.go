@@ -1,0 +1,193 @@
+package broker_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/cantuslog/cantus/broker"
+	"github.com/cantuslog/cantus/subjects"
+)
+
+// inSession returns the headers of a transaction in a session.
+func inSession(name string, seq, mark int, more ...string) []string {
+	return append([]string{"Cantus-Session", name, "Cantus-Session-Seq", fmt.Sprint(seq), "Cantus-High-Water-Mark", fmt.Sprint(mark)}, more...)
+}
+
+// wantWrongSeq checks that a transaction was refused because of its number in
+// its session, with the last one that counts; -1 is none.
+func wantWrongSeq(t *testing.T, r subjects.Reply, last int, text string) {
+	t.Helper()
+	switch e := r.Error; {
+	case e == nil || e.Reason != subjects.WrongLast || !strings.Contains(e.Message, text):
+		t.Errorf("answer %+v, %+v, want wrong_last and %q", r, e, text)
+	case (e.SessionSeq == nil) != (last < 0) || last >= 0 && *e.SessionSeq != uint64(last):
+		t.Errorf("%s: the last number is %v, want %d", e.Message, e.SessionSeq, last)
+	}
+}
+
+func TestSessions(t *testing.T) {
+	dir, opts := t.TempDir(), broker.Options{Partitions: 1}
+	n, nc := openNode(t, dir, opts)
+	feed, err := nc.SubscribeSync("cantus.feed.0.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	// Three transactions with one lock and an old mark, without waiting: they
+	// don't conflict with each other.
+	var answers []*nats.Subscription
+	for seq := 1; seq <= 3; seq++ {
+		m := message("cantus.append.0", fmt.Sprint("n", seq), inSession("s", seq, 0, "Cantus-Write-Lock", "hot", "Cantus-Unless", `{"locks":["hot"]}`)...)
+		m.Reply = nats.NewInbox()
+		sub, err := nc.SubscribeSync(m.Reply)
+		if err == nil {
+			err = nc.PublishMsg(m)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		answers = append(answers, sub)
+	}
+	for i, sub := range answers {
+		m, err := sub.NextMsg(patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var r subjects.Reply
+		if err := json.Unmarshal(m.Data, &r); err != nil || r.Txid != uint64(i+1) {
+			t.Errorf("number %d: %s %v", i+1, m.Data, err)
+		}
+	}
+	all := readAll(t, nc, 0, 1)
+	for i := range 3 {
+		m, err := feed.NextMsg(patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, got := range []*nats.Msg{all[i], m} {
+			if h := got.Header; h.Get("Cantus-Session") != "s" || h.Get("Cantus-Session-Seq") != fmt.Sprint(i+1) || h.Get("Cantus-Msg-Id") != "" {
+				t.Errorf("header %v", h)
+			}
+		}
+	}
+
+	checks := func() {
+		t.Helper()
+		// A repeat is known by its number, and compared by its payload.
+		if r, _ := tryAppend(nc, "n2", inSession("s", 2, 0)...); r.Txid != 2 || !r.Duplicate {
+			t.Errorf("a repeat: %+v, %v", r, r.Error)
+		}
+		if r, _ := tryAppend(nc, "other", inSession("s", 2, 0)...); r.Error == nil || r.Error.Reason != subjects.IDReused || r.Error.Txid != 2 {
+			t.Errorf("another payload: %+v", r.Error)
+		}
+		wantWrongSeq(t, appendOne(t, nc, inSession("s", 5, 0)...), 3, `number 4 of session "s" was not accepted: the last that was is 3, so send 4 first`)
+		wantWrongSeq(t, appendOne(t, nc, inSession("never", 2, 0)...), 0, `session "never" was not accepted: the last that was is 0`)
+		// Others conflict with the session, and it with them.
+		r := appendOne(t, nc, "Cantus-High-Water-Mark", "2", "Cantus-Write-Lock", "hot")
+		if r.Error == nil || r.Error.Txid != 3 {
+			t.Errorf("without a session: %+v", r)
+		}
+		r = appendOne(t, nc, inSession("another", 1, 2, "Cantus-Read-Lock", "hot")...)
+		if r.Error == nil || r.Error.Reason != subjects.Conflict || r.Error.Txid != 3 {
+			t.Errorf("another session: %+v", r)
+		}
+	}
+	checks()
+	n, nc = reopen(t, n, dir, opts)
+	checks()
+
+	appendOne(t, nc, "Cantus-Append-Lock", "hot") // txid 4
+	r := appendOne(t, nc, inSession("s", 4, 3, "Cantus-Write-Lock", "hot")...)
+	if r.Error == nil || r.Error.Reason != subjects.Conflict || r.Error.Txid != 4 {
+		t.Errorf("after another one's: %+v", r)
+	}
+	wantWrongSeq(t, appendOne(t, nc, inSession("s", 5, 4)...), 3, "send 4 first")
+
+	// An atomic batch has one number.
+	items := [][]byte{item("a", "Cantus-Write-Lock", "hot"), item("b", "Cantus-Write-Lock", "hot")}
+	wantCommitted(t, atomicBatch(t, nc, items, inSession("s", 4, 4)...), 5, 2, false)
+	wantCommitted(t, atomicBatch(t, nc, items, inSession("s", 4, 4)...), 5, 2, true)
+	wantAtomicRefusal(t, atomicBatch(t, nc, items[:1], inSession("s", 4, 4)...), subjects.IDReused, "txid 5")
+	wantAtomicRefusal(t, atomicBatch(t, nc, items, inSession("s", 6, 4)...), subjects.WrongLast, "send 5 first")
+	_, nc = reopen(t, n, dir, opts)
+	wantCommitted(t, atomicBatch(t, nc, items, inSession("s", 4, 4)...), 5, 2, true)
+	wantCommitted(t, atomicBatch(t, nc, items, inSession("s", 5, 4)...), 7, 2, false)
+	for _, m := range readAll(t, nc, 0, 5) {
+		if m.Header.Get("Cantus-Session") != "s" {
+			t.Errorf("txid %s has the header %v", m.Header.Get("Cantus-Txid"), m.Header)
+		}
+	}
+
+	// In a batch message the order is that of the message.
+	var batch [][]byte
+	for _, seq := range []int{1, 2, 4, 3} {
+		batch = append(batch, item(fmt.Sprint(seq), inSession("b", seq, 8, "Cantus-Write-Lock", "hot")...))
+	}
+	var reply subjects.BatchReply
+	if err := json.Unmarshal(ask(t, nc, "cantus.batch.0", string(slices.Concat(batch...))).Data, &reply); err != nil {
+		t.Fatal(err)
+	}
+	if rs := reply.Results; len(rs) != 3 || rs[0].Count != 2 || rs[1].Error == nil || *rs[1].Error.SessionSeq != 2 || rs[2].Txid != 11 {
+		t.Errorf("batch: %+v", reply)
+	}
+}
+
+// A request that can't be one of a session is refused with what would be right.
+func TestSessionForm(t *testing.T) {
+	_, nc := one(t, broker.Options{})
+	for _, c := range []struct {
+		headers []string
+		text    string
+	}{
+		{[]string{"Cantus-Session", "s"}, "Cantus-Session-Seq is missing"},
+		{[]string{"Cantus-Session-Seq", "1"}, "Cantus-Session is missing"},
+		{inSession("s", 0, 0), "Cantus-Session-Seq is 0: the first transaction of a session has number 1"},
+		{inSession("s", -1, 0), `Cantus-Session-Seq "-1" is not a number`},
+		{inSession("a b", 1, 0), `Cantus-Session "a b"`},
+		{inSession("", 1, 0), `Cantus-Session "": it is empty`},
+		{inSession("s", 1, 0, "Cantus-Session", "s"), "Cantus-Session is given twice"},
+		{inSession("s", 1, 0, "Nats-Msg-Id", "x"), "leave Nats-Msg-Id out"},
+		{[]string{"Cantus-Session", "s", "Cantus-Session-Seq", "1"}, "Cantus-High-Water-Mark is missing: a session begins with one"},
+	} {
+		if r := appendOne(t, nc, c.headers...); r.Error == nil || r.Error.Reason != subjects.BadRequest || !strings.Contains(r.Error.Message, c.text) {
+			t.Errorf("%v: %+v, want %q", c.headers, r.Error, c.text)
+		}
+	}
+	if r := appendOne(t, nc, inSession("s", 1, 0)...); r.Error != nil {
+		t.Error(r.Error.Message)
+	}
+	// From the second on no mark is needed.
+	if r := appendOne(t, nc, "Cantus-Session", "s", "Cantus-Session-Seq", "2"); r.Error != nil {
+		t.Error(r.Error.Message)
+	}
+}
+
+// What was trimmed is not known any more: the session can't go on, and can't
+// begin again with the mark that it had.
+func TestATrimmedSessionIsForgotten(t *testing.T) {
+	_, nc := one(t, broker.Options{MsgIDWindow: time.Second})
+	for seq := 1; seq <= 2; seq++ {
+		if r := appendOne(t, nc, inSession("s", seq, 0)...); r.Error != nil {
+			t.Fatal(r.Error.Message)
+		}
+	}
+	var repeat subjects.Reply
+	eventually(t, "the ids don't count any more", func() bool {
+		repeat = appendOne(t, nc, inSession("s", 1, 0)...)
+		return repeat.Error != nil
+	})
+	wantWrongSeq(t, repeat, 2, `number 1 of session "s" was committed before`)
+	appendOne(t, nc)
+	trim(t, nc, `{"before":4}`)
+	wantWrongSeq(t, appendOne(t, nc, inSession("s", 3, 0)...), -1, "is not known, or was forgotten, and this is its number 3: begin another session")
+	wantWrongSeq(t, appendOne(t, nc, inSession("s", 1, 2)...), -1, "may have begun after high-water mark 2 and be forgotten")
+	if r := appendOne(t, nc, inSession("t", 1, 3)...); r.Error != nil {
+		t.Error(r.Error.Message)
+	}
+}
