@@ -87,7 +87,12 @@ func (s *sender) onResults(a *attempt, runs []subjects.BatchRun, mark uint64) {
 	defer s.signal()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.removeInflight(a) {
+	isCurrent := s.removeInflight(a)
+	if a.batch.session != nil {
+		s.onSessionResults(a, runs, mark, isCurrent)
+		return
+	}
+	if !isCurrent {
 		// The attempt was abandoned. Its refusals say nothing about later ones.
 		return
 	}
@@ -141,6 +146,9 @@ func (s *sender) onRefused(a *attempt, e *subjects.Error, mark uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.removeInflight(a) {
+		if a.batch.session != nil && (e == nil || dispositionOf(e) != uncertain) {
+			s.noteNotAppended(a.batch)
+		}
 		return
 	}
 	if e == nil {

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -13,6 +14,7 @@ type batch struct {
 	data      []byte
 	items     []item      // of an atomic batch one, for the whole
 	atomic    nats.Header // of an atomic batch, nil otherwise
+	session   *Session    // of all of them, nil if they are in none
 	seq       uint64      // number in the order of creation, within the sender
 	attempts  int
 	notBefore time.Time // earliest time to send it
@@ -39,8 +41,7 @@ func (b *batch) free() {
 }
 
 func (b *batch) add(req *Request, f *Future) {
-	var id [128]byte
-	b.data = req.appendFrame(b.data, f.appendID(id[:0]), f.header)
+	b.data = req.appendFrame(b.data, f, f.header)
 	b.items = append(b.items, item{f, len(b.data)})
 }
 
@@ -55,7 +56,7 @@ func (b *batch) frame(i int) []byte {
 // subset returns a new batch of those items in [from, to) for which include
 // returns true.
 func (b *batch) subset(from, to int, include func(i int) bool) *batch {
-	out := &batch{seq: b.seq, attempts: b.attempts, notBefore: b.notBefore}
+	out := &batch{session: b.session, seq: b.seq, attempts: b.attempts, notBefore: b.notBefore}
 	for i := from; i < to; i++ {
 		if include(i) {
 			out.data = append(out.data, b.frame(i)...)
@@ -67,6 +68,11 @@ func (b *batch) subset(from, to int, include func(i int) bool) *batch {
 
 // isPending reports whether the i-th transaction has no outcome yet.
 func (b *batch) isPending(i int) bool { return !b.items[i].future.completed.Load() }
+
+// isDone reports whether all transactions have their outcomes.
+func (b *batch) isDone() bool {
+	return !slices.ContainsFunc(b.items, func(i item) bool { return !i.future.completed.Load() })
+}
 
 // compact returns a batch without the completed transactions, nil if none is
 // left.

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -159,11 +160,16 @@ func (c *Client) Append(ctx context.Context, req *Request) (Receipt, error) {
 // [ErrNoPartition], [ErrFull], [ErrDraining], [ErrClosed], or the error of ctx.
 // AppendAsync does not retain req.
 func (c *Client) AppendAsync(ctx context.Context, req *Request) (*Future, error) {
+	return c.appendAsync(ctx, req, nil)
+}
+
+// appendAsync is AppendAsync in a session, unless that is nil.
+func (c *Client) appendAsync(ctx context.Context, req *Request, in *Session) (*Future, error) {
 	if c.opts.Tracer == nil {
-		return c.accept(ctx, req, nil, nil)
+		return c.accept(ctx, req, in, nil, nil)
 	}
 	header, end := c.opts.Tracer.Append(ctx, c.opts.Prefix, req)
-	f, err := c.accept(ctx, req, header, end)
+	f, err := c.accept(ctx, req, in, header, end)
 	if err != nil && end != nil {
 		end(Receipt{}, err)
 	}
@@ -172,8 +178,8 @@ func (c *Client) AppendAsync(ctx context.Context, req *Request) (*Future, error)
 
 // accept accepts req with more headers. Once the outcome is known, it is passed
 // to end, unless that is nil.
-func (c *Client) accept(ctx context.Context, req *Request, header nats.Header, end func(Receipt, error)) (*Future, error) {
-	if err := req.check(); err != nil {
+func (c *Client) accept(ctx context.Context, req *Request, in *Session, header nats.Header, end func(Receipt, error)) (*Future, error) {
+	if err := cmp.Or(req.check(), in.check(req)); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -183,11 +189,11 @@ func (c *Client) accept(ctx context.Context, req *Request, header nats.Header, e
 	if err != nil {
 		return nil, err
 	}
-	f := &Future{sender: s, id: req.ID, size: req.size(), end: end}
+	f := &Future{sender: s, session: in, id: req.ID, size: req.size() + in.headerBytes(), end: end}
 	if err := f.addHeader(req, header); err != nil {
 		return nil, err
 	}
-	if f.id == "" {
+	if f.id == "" && in == nil {
 		f.number = c.ids.Add(1)
 	}
 	if err := c.limiter.acquire(ctx, f.size, c.opts.FailWhenFull, c.closing); err != nil {

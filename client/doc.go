@@ -21,6 +21,8 @@
 //     committed.
 //   - [AtomicBatch] is transactions that commit together or not at all, and
 //     [Client.AppendAtomic] appends them.
+//   - [Session] is transactions of one writer, which sends on without waiting,
+//     although each changes what the one before it has changed.
 //   - [Follower] passes every committed [Transaction] to a [Handler], once, in
 //     txid order and without a gap within each partition.
 //   - [Transactor] runs a function at a known high-water mark of a local
@@ -73,6 +75,15 @@
 // These batches are a matter of speed: each transaction has an outcome of its
 // own. Only those of an [AtomicBatch] commit together.
 //
+// # Sessions
+//
+// A [Session] numbers its transactions. They are sent in the order of their
+// numbers, up to three batches at a time, and the partition accepts a number
+// only after the one before it. If an attempt fails, or an answer is lost, the
+// session goes back to the first transaction that it concerns and sends
+// everything from there on again; the partition knows repeats by their numbers.
+// With the first transaction that gets no receipt the session ends.
+//
 // # Following
 //
 // A follower combines reads and the feed by txid. While it is behind, it reads:
@@ -115,6 +126,8 @@ package client
 //	batch.go      a message of several transactions, and their futures
 //	atomic.go     AppendAtomic: a message whose transactions commit together
 //	answer.go     handles a batch's answer (reply.go decodes it)
+//	session.go    a chain of batches that are sent in order, and again from one
+//	              of them on (sessionanswer.go handles their answers)
 //	future.go     the outcome of one transaction
 //	leader.go     what suggests that an answer is lost
 //	drain.go      waits for all outcomes
@@ -170,8 +183,8 @@ package client
 //   - Client.mu guards whether the client is closed, its senders, streams and
 //     pending requests, and the fields of the latter.
 //   - Client.attemptsMu guards the attempts by reply token.
-//   - sender.mu guards a sender's batches, their attempts, and the fields of
-//     Future that say so.
+//   - sender.mu guards a sender's batches, their attempts, its sessions, and
+//     the fields of Future that say so.
 //   - stream.mu guards a stream. Reads are published while it is held.
 //   - followedPartition.mu guards how a partition is moved and canceled.
 //   - The limiter, window, position and feedKey have a lock each.

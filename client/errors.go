@@ -46,6 +46,8 @@ var (
 	// has no leader at the moment, or it does not exist and the client does not
 	// know that yet (see [ErrNoPartition]).
 	ErrNoLeader = errors.New("client: nobody answers for the partition")
+	// ErrSessionEnded is wrapped by every [*SessionError].
+	ErrSessionEnded = errors.New("client: the session has ended")
 	// ErrNothing is returned by [Transactor.Transact], [Decide] and their atomic
 	// forms if the function has set no transaction: nothing was appended. If the
 	// function may find nothing to do, expect this error.
@@ -89,8 +91,12 @@ var byReason = map[subjects.Reason]error{
 // nothing was done.
 type RefusedError struct {
 	Partition int
-	// ID is the transaction's message id, "" for a read.
+	// ID is the transaction's message id, "" for a read or in a session.
 	ID string
+	// Session is the transaction's session, "" if it is in none, and SessionSeq
+	// its number there.
+	Session    string
+	SessionSeq uint64
 	// Reason is the reason to decide by, Code its number, and Message a text
 	// for people.
 	Reason  subjects.Reason
@@ -111,6 +117,9 @@ type RefusedError struct {
 	// Unless is set with ErrConflict if the condition is the cause: the item
 	// that matches. There are no Lock and Conflicts then.
 	Unless *subjects.MatchedCondition
+	// LastAccepted is set with ErrWrongLast in a session: the number accepted
+	// last, nil if the partition does not know the session.
+	LastAccepted *uint64
 	// FirstTxid is set with ErrTrimmed: the oldest transaction kept.
 	FirstTxid uint64
 	// Limit is set with ErrBusy and ErrStorageFull if a limit of the namespace
@@ -122,7 +131,11 @@ type RefusedError struct {
 }
 
 func (e *RefusedError) Error() string {
-	return fmt.Sprintf("partition %d: %s (%d): %s", e.Partition, e.Reason, e.Code, e.Message)
+	of := ""
+	if e.Session != "" {
+		of = fmt.Sprintf("number %d of session %q: ", e.SessionSeq, e.Session)
+	}
+	return fmt.Sprintf("partition %d: %s%s (%d): %s", e.Partition, of, e.Reason, e.Code, e.Message)
 }
 
 // Is reports whether target is the sentinel error of the reason.
@@ -171,30 +184,61 @@ func (e *HistoryError) Error() string {
 func (e *HistoryError) Unwrap() []error { return []error{ErrOtherHistory, &e.RefusedError} }
 
 // UnknownOutcomeError is the error of a transaction that may or may not have
-// committed. To find out, read the log: Transaction.ID is stored there.
-// Appending the transaction again with the same ID is safe while the partition
-// remembers the id.
+// committed. To find out, read the log: Transaction.ID, or Session and
+// SessionSeq, are stored there. Appending the transaction again with the same
+// ID is safe while the partition remembers the id.
 type UnknownOutcomeError struct {
 	Partition int
-	ID        string
+	// ID is its message id, "" in a session.
+	ID string
+	// Session is its session, "" if it is in none, and SessionSeq its number
+	// there.
+	Session    string
+	SessionSeq uint64
 	// Err says what ended the wait, and how the last attempt ended.
 	Err error
 }
 
 func (e *UnknownOutcomeError) Error() string {
+	if e.Session != "" {
+		return fmt.Sprintf("partition %d: outcome of number %d of session %q unknown: %v", e.Partition, e.SessionSeq, e.Session, e.Err)
+	}
 	return fmt.Sprintf("partition %d: outcome of message id %q unknown: %v", e.Partition, e.ID, e.Err)
 }
 
 // Unwrap returns ErrUnknown and the cause.
 func (e *UnknownOutcomeError) Unwrap() []error { return []error{ErrUnknown, e.Err} }
 
+// SessionError is the error of a transaction that is not committed because its
+// session has ended before. Err is why: what became of number Seq, the first
+// one without a receipt. So the error of a transaction after a refused one
+// matches what the refusal matches, such as [ErrConflict]. It also matches
+// [ErrSessionEnded].
+type SessionError struct {
+	Partition int
+	Session   string
+	Seq       uint64
+	Err       error
+}
+
+func (e *SessionError) Error() string {
+	return fmt.Sprintf("partition %d: session %q has ended with number %d, so begin another one from a state that has what was committed: %v", e.Partition, e.Session, e.Seq, e.Err)
+}
+
+// Unwrap returns ErrSessionEnded and the cause.
+func (e *SessionError) Unwrap() []error { return []error{ErrSessionEnded, e.Err} }
+
 // refusal converts the error of an answer.
 func refusal(e subjects.Error, partition int, id string, mark uint64) error {
-	r := refusedError(e, partition, id, mark)
+	return refusedError(e, partition, id, mark).typed()
+}
+
+// typed returns the refusal as an error of the type for its reason.
+func (e RefusedError) typed() error {
 	if e.Reason == subjects.Conflict {
-		return &ConflictError{r}
+		return &ConflictError{e}
 	}
-	return &r
+	return &e
 }
 
 // refusedError is refusal for errors that have no type of their own.
@@ -202,7 +246,7 @@ func refusedError(e subjects.Error, partition int, id string, mark uint64) Refus
 	return RefusedError{
 		Partition: partition, ID: id, Reason: e.Reason, Code: e.Code, Message: e.Message, HighWaterMark: mark,
 		Lock: e.Lock, Txid: e.Txid, Conflicts: e.Conflicts, Unless: e.Unless, FirstTxid: e.FirstTxid,
-		Limit: e.Limit, RetryAfter: e.RetryDelay(),
+		LastAccepted: e.SessionSeq, Limit: e.Limit, RetryAfter: e.RetryDelay(),
 	}
 }
 

@@ -6,12 +6,16 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+
+	"github.com/cantuslog/cantus/subjects"
 )
 
 // Receipt is the proof that a transaction is committed.
 type Receipt struct {
 	Partition int
-	Txid      uint64
+	// Txid is the transaction's. It is 0 only in a [Session], rarely: see
+	// [Session.Append].
+	Txid uint64
 	// Time is when the leader certified the transaction.
 	Time time.Time
 	// Duplicate reports that the partition already knew the message id: from an
@@ -21,13 +25,14 @@ type Receipt struct {
 
 // Future is the outcome of an accepted transaction.
 type Future struct {
-	sender *sender
-	id     string // as set by the caller, or empty
-	number uint64 // of the generated id, if id is empty
-	size   int    // as charged to the limiter
-	count  int    // transactions of an atomic batch, 0 for one that is in none
-	header []byte // lines that the Tracer has added
-	end    func(Receipt, error)
+	sender  *sender
+	session *Session // that it is in, or nil
+	id      string   // as set by the caller, or empty
+	number  uint64   // of the generated id, if id is empty; in a session, its number there
+	size    int      // as charged to the limiter
+	count   int      // transactions of an atomic batch, 0 for one that is in none
+	header  []byte   // lines that the Tracer has added
+	end     func(Receipt, error)
 
 	// done is created by the first caller that waits. Once the outcome is known
 	// it is alreadyDone.
@@ -62,12 +67,32 @@ func (f *Future) Done() <-chan struct{} {
 	return *f.done.Load()
 }
 
-// ID returns the transaction's message id.
+// ID returns the transaction's message id, "" in a [Session].
 func (f *Future) ID() string {
-	if f.id != "" {
+	if f.id != "" || f.session != nil {
 		return f.id
 	}
 	return string(f.appendID(nil))
+}
+
+// SessionSeq returns the transaction's number in its [Session], 0 if it is in
+// none.
+func (f *Future) SessionSeq() uint64 {
+	if f.session == nil {
+		return 0
+	}
+	return f.number
+}
+
+// appendIdentity appends the header lines by which the partition knows the
+// transaction again.
+func (f *Future) appendIdentity(dst []byte) []byte {
+	if f.session != nil {
+		dst = subjects.AppendField(dst, subjects.HeaderSession, f.session.name)
+		return appendNumber(dst, subjects.HeaderSessionSeq, f.number)
+	}
+	var id [128]byte
+	return subjects.AppendField(dst, subjects.HeaderMsgID, f.appendID(id[:0]))
 }
 
 func (f *Future) appendID(dst []byte) []byte {
@@ -117,7 +142,26 @@ func (f *Future) incompleteError(cause error) error {
 		cause = fmt.Errorf("%w; %w", cause, ErrNoAnswer)
 	}
 	if f.uncertain > 0 {
-		return &UnknownOutcomeError{Partition: f.sender.partition, ID: f.ID(), Err: cause}
+		return f.unknown(cause)
 	}
 	return fmt.Errorf("partition %d: not appended: %w", f.sender.partition, cause)
+}
+
+// unknown returns the error of a transaction whose outcome is unknown because
+// of cause.
+func (f *Future) unknown(cause error) error {
+	e := &UnknownOutcomeError{Partition: f.sender.partition, ID: f.ID(), Err: cause}
+	if f.session != nil {
+		e.Session, e.SessionSeq = f.session.name, f.number
+	}
+	return e
+}
+
+// refusal converts the error of an answer about the transaction.
+func (f *Future) refusal(e *subjects.Error, mark uint64) error {
+	r := refusedError(*e, f.sender.partition, f.ID(), mark)
+	if f.session != nil {
+		r.Session, r.SessionSeq = f.session.name, f.number
+	}
+	return r.typed()
 }

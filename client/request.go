@@ -233,14 +233,16 @@ func (req *Request) size() int {
 }
 
 // appendFrame appends the transaction as a frame of a batch: two lengths, the
-// header block, which ends with the lines in more, the payload.
-func (req *Request) appendFrame(dst, id, more []byte) []byte {
+// header block, which ends with the lines in more, the payload. f is nil if the
+// transaction is part of an atomic batch, which has the headers that concern
+// the whole.
+func (req *Request) appendFrame(dst []byte, f *Future, more []byte) []byte {
 	start := len(dst)
 	dst = append(dst, 0, 0, 0, 0, 0, 0, 0, 0)
 	dst = subjects.AppendBlockStart(dst)
-	if len(id) > 0 { // otherwise it is part of an atomic batch, which has them
-		dst = subjects.AppendField(dst, subjects.HeaderMsgID, id)
-		if req.needsMark() {
+	if f != nil {
+		dst = f.appendIdentity(dst)
+		if req.needsMark() || f.session != nil && f.number == 1 {
 			dst = appendNumber(dst, subjects.HeaderHighWaterMark, req.HighWaterMark)
 		}
 	}

@@ -34,6 +34,7 @@ type sender struct {
 	queue         []*batch // to be sent or resent, by seq
 	inflight      []*attempt
 	abandoned     []*attempt // given up without an answer, which may still arrive
+	sessions      []*Session // with transactions in flight or to be sent
 	maxBatch      int        // transactions per batch; a node may allow fewer than Options
 	backoffUntil  time.Time  // nothing is sent before
 	limitedUntil  time.Time  // nor before: a limit allows nothing
@@ -70,14 +71,18 @@ func (s *sender) signal() {
 // add adds a transaction to the batch that is being filled.
 func (s *sender) add(req *Request, f *Future) error {
 	now := time.Now()
-	f.deadline = now.Add(s.c.opts.Timeout)
 	s.mu.Lock()
 	if s.closed != nil {
 		defer s.mu.Unlock()
 		return s.closed
 	}
+	if f.session != nil {
+		defer s.mu.Unlock()
+		return s.addToSession(req, f)
+	}
+	f.deadline = now.Add(s.c.opts.Timeout)
 	b := s.filling
-	if b != nil && (len(b.items) >= s.maxBatch || len(b.data)+f.size > s.c.maxBatchBytes()) {
+	if b != nil && s.isFull(b, f) {
 		s.queue = append(s.queue, b)
 		b = nil
 	}
@@ -93,6 +98,11 @@ func (s *sender) add(req *Request, f *Future) error {
 		s.signal()
 	}
 	return nil
+}
+
+// isFull reports whether a batch has no room for a transaction.
+func (s *sender) isFull(b *batch, f *Future) bool {
+	return len(b.items) >= s.maxBatch || len(b.data)+f.size > s.c.maxBatchBytes()
 }
 
 // addAtomic adds the message of an atomic batch.
@@ -135,20 +145,37 @@ func (s *sender) step(now time.Time) time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.expire(now)
-	for s.closed == nil && len(s.inflight) < maxInflight && !now.Before(s.pausedUntil()) {
+	for s.closed == nil && s.hasSlot() && !now.Before(s.pausedUntil()) {
 		b := s.dequeue(now)
 		if b == nil {
 			break
 		}
-		a := s.beginAttempt(b, now)
-		s.mu.Unlock()
-		err := s.publish(a)
-		s.mu.Lock()
-		if err != nil {
-			s.onPublishError(a, err)
+		s.send(b, now)
+	}
+	s.stepSessions(now)
+	return s.nextDue(now)
+}
+
+// hasSlot reports whether another batch that is in no session may be sent.
+func (s *sender) hasSlot() bool {
+	n := 0
+	for _, a := range s.inflight {
+		if a.batch.session == nil {
+			n++
 		}
 	}
-	return s.nextDue(now)
+	return n < maxInflight
+}
+
+// send sends a batch. The caller holds mu, which is released meanwhile.
+func (s *sender) send(b *batch, now time.Time) {
+	a := s.beginAttempt(b, now)
+	s.mu.Unlock()
+	err := s.publish(a)
+	s.mu.Lock()
+	if err != nil {
+		s.onPublishError(a, err)
+	}
 }
 
 func (s *sender) publish(a *attempt) error {
@@ -244,13 +271,19 @@ func (s *sender) retry(b *batch, err error) {
 		b.items[i].future.lastErr = err
 	}
 	b.attempts++
+	if b.session != nil {
+		s.goBack(b)
+		return
+	}
 	s.enqueue(b)
 }
 
 // abandonAttempt stops waiting for an answer and retries the batch. A late
 // answer still counts.
 func (s *sender) abandonAttempt(a *attempt, err error) {
-	s.removeInflight(a)
+	if !s.removeInflight(a) {
+		return // with one before it, of the same session
+	}
 	s.abandoned = append(s.abandoned, a)
 	s.retry(a.batch, err)
 }
@@ -280,6 +313,11 @@ func (s *sender) onNewLeader(now time.Time) {
 	for _, b := range s.queue {
 		if b.notBefore.After(soon) {
 			b.notBefore = soon
+		}
+	}
+	for _, ss := range s.sessions {
+		if ss.notBefore.After(soon) {
+			ss.notBefore = soon
 		}
 	}
 }
@@ -324,30 +362,49 @@ func (s *sender) noteNotAppended(b *batch) {
 func (s *sender) split(b *batch, e *subjects.Error, mark uint64) {
 	n := len(b.items)
 	if n == 1 {
-		s.fail(b.items[0].future, refusal(*e, s.partition, b.items[0].future.ID(), mark))
+		s.fail(b.items[0].future, b.items[0].future.refusal(e, mark))
 		return
 	}
 	if e.Reason == subjects.TooLarge {
 		s.maxBatch = max(1, min(s.maxBatch, n/2))
 	}
 	all := func(int) bool { return true }
-	for _, half := range []*batch{b.subset(0, n/2, all), b.subset(n/2, n, all)} {
+	halves := []*batch{b.subset(0, n/2, all), b.subset(n/2, n, all)}
+	for _, half := range halves {
 		half.attempts++
-		s.enqueue(half)
+		if b.session == nil {
+			s.enqueue(half)
+		}
+	}
+	if b.session != nil {
+		s.goBack(b)
+		b.session.replace(b, halves...)
 	}
 }
 
-// fail completes a future with an error.
+// fail completes a future with an error. Its session, if any, ends.
 func (s *sender) fail(f *Future, err error) {
-	if f.complete(Receipt{}, err) {
+	if f.session != nil {
+		s.endSession(f, err)
+		return
+	}
+	s.finish(f, Receipt{}, err)
+}
+
+// finish completes a future, unless it has its outcome already.
+func (s *sender) finish(f *Future, r Receipt, err error) {
+	if f.complete(r, err) {
 		s.c.limiter.release(1, f.size)
 	}
 }
 
 // expire ends attempts without an answer and transactions past their deadline.
 func (s *sender) expire(now time.Time) {
+	s.expireSessions(now)
 	for _, a := range slices.Clone(s.inflight) {
-		s.expireItems(a.batch, now)
+		if a.batch.session == nil {
+			s.expireItems(a.batch, now)
+		}
 		if !now.Before(a.expires) {
 			s.abandonAttempt(a, ErrNoAnswer)
 			if !a.suspected {
@@ -395,9 +452,13 @@ func (s *sender) nextDue(now time.Time) time.Time {
 		sooner(a.expires)
 		sooner(a.batch.firstDeadline())
 	}
+	for _, ss := range s.sessions {
+		sooner(s.nextOfSession(ss))
+	}
+	hasSlot := s.hasSlot()
 	for _, b := range s.queue {
 		sooner(b.firstDeadline())
-		if len(s.inflight) < maxInflight {
+		if hasSlot {
 			if paused := s.pausedUntil(); b.notBefore.Before(paused) {
 				sooner(paused)
 			} else {
@@ -430,6 +491,9 @@ func (s *sender) onReconnected(disconnects uint64) {
 		s.abandonAttempt(a, nats.ErrDisconnected)
 	}
 	s.backoffUntil = time.Time{}
+	for _, ss := range s.sessions {
+		ss.notBefore = time.Time{}
+	}
 	s.mu.Unlock()
 	s.signal()
 }
@@ -453,16 +517,20 @@ func (s *sender) closeLocked(err error, extra *batch) {
 	if s.filling != nil {
 		all = append(all, s.filling)
 	}
+	for _, ss := range s.sessions {
+		all = append(all, ss.chain...)
+		ss.chain, ss.sent, ss.listed = nil, 0, false
+	}
 	if extra != nil {
 		all = append(all, extra)
 	}
 	for _, b := range all {
 		for i := range b.items {
 			f := b.items[i].future
-			s.fail(f, f.incompleteError(err))
+			s.finish(f, Receipt{}, f.incompleteError(err))
 		}
 	}
-	s.queue, s.inflight, s.abandoned, s.filling = nil, nil, nil, nil
+	s.queue, s.inflight, s.abandoned, s.filling, s.sessions = nil, nil, nil, nil, nil
 }
 
 // wait returns the outcome of f, which it abandons when ctx ends.

@@ -24,6 +24,11 @@ type Transaction struct {
 	Kind string
 	// ID is the writer's message id, "" if it sent none.
 	ID string
+	// Session is the name of the [Session] that the transaction is in, "" if it
+	// is in none, and SessionSeq its number there. The transactions of an
+	// atomic batch share a number.
+	Session    string
+	SessionSeq uint64
 	// HighWaterMark is the writer's, 0 if it sent none.
 	HighWaterMark uint64
 	// Atomic is the atomic batch that the transaction is part of, zero if it is
@@ -96,6 +101,10 @@ func parseTransaction(m *nats.Msg) (*Transaction, error) {
 			t.Kind = values[0]
 		case subjects.HeaderStoredMsgID:
 			t.ID = values[0]
+		case subjects.HeaderSession:
+			t.Session = values[0]
+		case subjects.HeaderSessionSeq:
+			t.SessionSeq = number(values[0])
 		case subjects.HeaderHighWaterMark:
 			t.HighWaterMark = number(values[0])
 		case subjects.HeaderAtomic:
@@ -153,7 +162,7 @@ type packedParser struct{ names []string }
 func (p *packedParser) parse(t *Transaction, block []byte) error {
 	all := string(block)                                              // the values retained are substrings of it
 	offset := func(part []byte) int { return cap(block) - cap(part) } // block and its parts end at the same capacity
-	return subjects.ScanBlock(block, func(key, value []byte) error {
+	return subjects.ScanBlock(block, func(key, value []byte) (err error) {
 		v := all[offset(value) : offset(value)+len(value)]
 		switch string(key) {
 		case subjects.HeaderWriteLock:
@@ -163,13 +172,15 @@ func (p *packedParser) parse(t *Transaction, block []byte) error {
 		case subjects.HeaderAppendLock:
 			t.AppendLocks = p.add(t.AppendLocks, v)
 		case subjects.HeaderHighWaterMark:
-			n, err := strconv.ParseUint(v, 10, 64)
-			t.HighWaterMark = n
-			return err
+			t.HighWaterMark, err = strconv.ParseUint(v, 10, 64)
 		case subjects.HeaderKind:
 			t.Kind = v
 		case subjects.HeaderStoredMsgID:
 			t.ID = v
+		case subjects.HeaderSession:
+			t.Session = v
+		case subjects.HeaderSessionSeq:
+			t.SessionSeq, err = strconv.ParseUint(v, 10, 64)
 		case subjects.HeaderAtomic:
 			return t.Atomic.parse(v, t.Txid)
 		default:
@@ -179,7 +190,7 @@ func (p *packedParser) parse(t *Transaction, block []byte) error {
 			k := string(key)
 			t.Header[k] = append(t.Header[k], v)
 		}
-		return nil
+		return err
 	})
 }
 

@@ -37,6 +37,7 @@ func TestPackedTransactionsAreLikeOthers(t *testing.T) {
 		},
 		3: {subjects.HeaderWriteLock, "a"},
 		4: {subjects.HeaderAppendLock, "b", subjects.HeaderAppendLock, "c"},
+		6: {subjects.HeaderSession, "s1", subjects.HeaderSessionSeq, "7", subjects.HeaderHighWaterMark, "0"},
 		5: {subjects.HeaderWriteLock, "e,f.>,g", subjects.HeaderAppendLock, "h,i", subjects.HeaderAppendLock, "j"},
 	} {
 		payload := bytes.Repeat([]byte{byte(txid)}, int(txid)-1)
@@ -66,7 +67,7 @@ func TestPackedTransactionsAreLikeOthers(t *testing.T) {
 	if w, a := want[slices.IndexFunc(want, func(t Transaction) bool { return t.Txid == 5 })].WriteLocks, []string{"e", "f.>", "g"}; !slices.Equal(w, a) {
 		t.Errorf("a list of locks is read as %q, want %q", w, a)
 	}
-	if len(got) == 5 { // appending to one list of names does not change others
+	if len(got) == 6 { // appending to one list of names does not change others
 		for i := range got {
 			got[i].WriteLocks, got[i].AppendLocks = append(got[i].WriteLocks, "grown"), append(got[i].AppendLocks, "grown")
 		}
@@ -79,6 +80,7 @@ func TestPackedTransactionsAreLikeOthers(t *testing.T) {
 	for what, broken := range map[string][]byte{
 		"cut off":           message[:len(message)-1],
 		"a mark of letters": subjects.AppendPacked(nil, subjects.Packed{Txid: 1, Header: block(subjects.HeaderHighWaterMark, "x")}),
+		"a number of words": subjects.AppendPacked(nil, subjects.Packed{Txid: 1, Header: block(subjects.HeaderSession, "s", subjects.HeaderSessionSeq, "one")}),
 		"no header block":   subjects.AppendPacked(nil, subjects.Packed{Txid: 1, Header: []byte("GET /")}),
 	} {
 		if txs, err := parsePacked(7, broken); !errors.Is(err, errNotTransaction) || txs != nil {
