@@ -22,19 +22,21 @@ type appendCmd struct {
 	Partition string `arg:"" optional:"" name:"P" help:"Partition to append to, from 0; left out with --key."`
 	File      string `arg:"" optional:"" name:"FILE" help:"Payload, at most 1,000,000 bytes with the headers; - or nothing reads standard input. With --atomic the transactions."`
 
-	Key     string      `placeholder:"KEY" help:"Append to the partition that KEY, one NATS token, hashes to, instead of P."`
-	Write   []lockName  `sep:"none" placeholder:"LOCK" help:"Lock to check and to record; repeatable. A name such as account.42, or a subtree such as account.>."`
-	Read    []lockName  `sep:"none" placeholder:"LOCK" help:"Lock to check only; repeatable."`
-	Append  []lockName  `sep:"none" placeholder:"LOCK" help:"Lock to record only; repeatable."`
-	Unless  []queryItem `sep:"none" placeholder:"JSON" help:"Condition: commit unless a transaction after --hwm is of one of some kinds and recorded a lock overlapping each of some locks, such as '{\"kinds\":[\"enrolled\"],\"locks\":[\"course.c1\"]}'; repeatable: one that matches is enough to refuse."`
-	HWM     *txid       `name:"hwm" placeholder:"TXID" help:"High-water mark: the txid up to which you had applied the partition when you computed this transaction. Needed with --write, --read and --unless."`
-	Last    *txid       `name:"expected-last" placeholder:"TXID" help:"Commit only if this is exactly the partition's last txid; 0 if it is empty."`
-	Until   *deadline   `name:"not-after" placeholder:"TIME" help:"Commit only up to this time, by the leader's clock: a time such as 2026-11-01T08:30 or 90s, which is in 90 seconds."`
-	Kind    token       `placeholder:"KIND" default:"tx" help:"Kind of transaction, one NATS token: the end of its feed subject, and a filter for reads."`
-	ID      string      `name:"id" placeholder:"ID" help:"Message id, at most 128 bytes: a repeat within two minutes returns the first one's txid and appends nothing. Generated if not set."`
-	Headers []string    `name:"header" sep:"none" placeholder:"'K: V'" help:"Header of your own to store with it; repeatable."`
-	Atomic  bool        `help:"Append several transactions, which commit together or not at all: a JSON object a line, with payload or payload_base64, kind, write_locks, read_locks, append_locks and headers as they need them. The flags for locks, kind and headers are not given then; the others are for the whole."`
-	JSON    bool        `name:"json" help:"Print the node's reply as JSON, also when it refuses."`
+	Key        string      `placeholder:"KEY" help:"Append to the partition that KEY, one NATS token, hashes to, instead of P."`
+	Write      []lockName  `sep:"none" placeholder:"LOCK" help:"Lock to check and to record; repeatable. A name such as account.42, or a subtree such as account.>."`
+	Read       []lockName  `sep:"none" placeholder:"LOCK" help:"Lock to check only; repeatable."`
+	Append     []lockName  `sep:"none" placeholder:"LOCK" help:"Lock to record only; repeatable."`
+	Unless     []queryItem `sep:"none" placeholder:"JSON" help:"Condition: commit unless a transaction after --hwm is of one of some kinds and recorded a lock overlapping each of some locks, such as '{\"kinds\":[\"enrolled\"],\"locks\":[\"course.c1\"]}'; repeatable: one that matches is enough to refuse."`
+	HWM        *txid       `name:"hwm" placeholder:"TXID" help:"High-water mark: the txid up to which you had applied the partition when you computed this transaction. Needed with --write, --read and --unless."`
+	Last       *txid       `name:"expected-last" placeholder:"TXID" help:"Commit only if this is exactly the partition's last txid; 0 if it is empty."`
+	Until      *deadline   `name:"not-after" placeholder:"TIME" help:"Commit only up to this time, by the leader's clock: a time such as 2026-11-01T08:30 or 90s, which is in 90 seconds."`
+	Kind       token       `placeholder:"KIND" default:"tx" help:"Kind of transaction, one NATS token: the end of its feed subject, and a filter for reads."`
+	ID         string      `name:"id" placeholder:"ID" help:"Message id, at most 128 bytes: a repeat within two minutes returns the first one's txid and appends nothing. Generated if not set."`
+	Session    string      `placeholder:"NAME" help:"Session that it is in, one NATS token: its transactions commit in the order of their numbers, and do not conflict with each other. Choose another name for each run of a writer."`
+	SessionSeq *txid       `name:"session-seq" placeholder:"N" help:"Number of the transaction in the session, from 1 on. A repeat appends nothing, as with --id."`
+	Headers    []string    `name:"header" sep:"none" placeholder:"'K: V'" help:"Header of your own to store with it; repeatable."`
+	Atomic     bool        `help:"Append several transactions, which commit together or not at all: a JSON object a line, with payload or payload_base64, kind, write_locks, read_locks, append_locks and headers as they need them. The flags for locks, kind and headers are not given then; the others are for the whole."`
+	JSON       bool        `name:"json" help:"Print the node's reply as JSON, also when it refuses."`
 
 	connection
 }
@@ -58,7 +60,7 @@ Examples:
 With --atomic it prints the first and the last txid, such as 813-814.
 
 Exit status: 3 after a conflict: read up to the txid it names, compute again, append with a new --hwm;
-4 if nothing was done; 5 if it may or may not have committed: repeat it with the same --id.`
+4 if nothing was done; 5 if it may or may not have committed: repeat it with the same --id or --session-seq.`
 }
 
 // Run appends one transaction.
@@ -129,6 +131,9 @@ func (c *appendCmd) checkArgs() error {
 	}
 	if c.HWM == nil && len(c.Write)+len(c.Read)+len(c.Unless) > 0 {
 		return usagef("--write, --read and --unless %s", needMark)
+	}
+	if err := c.checkSession(); err != nil || c.Session != "" {
+		return err
 	}
 	if c.ID == "" {
 		c.ID = nuid.Next()
@@ -224,7 +229,12 @@ func (c *appendCmd) message() (*nats.Msg, error) {
 		}
 		msg.Header.Add(key, value)
 	}
-	msg.Header.Set(subjects.HeaderMsgID, c.ID)
+	if c.Session != "" {
+		msg.Header.Set(subjects.HeaderSession, c.Session)
+		msg.Header.Set(subjects.HeaderSessionSeq, strconv.FormatUint(uint64(*c.SessionSeq), 10))
+	} else {
+		msg.Header.Set(subjects.HeaderMsgID, c.ID)
+	}
 	msg.Header.Set(subjects.HeaderKind, string(c.Kind))
 	addLocks(msg.Header, subjects.HeaderWriteLock, c.Write)
 	addLocks(msg.Header, subjects.HeaderReadLock, c.Read)
@@ -307,10 +317,18 @@ func (c *appendCmd) send(ctx context.Context, l *natsConn, msg *nats.Msg) (*appe
 		}
 		if uncertain {
 			return nil, failf(exitUnknown, "no firm answer: the transaction may or may not have committed; "+
-				"append it again with --id %s, which never appends it twice", c.ID)
+				"append it again with %s, which never appends it twice", c.identity())
 		}
 		return nil, err
 	}
+}
+
+// identity returns the flags by which the partition knows a repeat.
+func (c *appendCmd) identity() string {
+	if c.Session != "" {
+		return fmt.Sprintf("--session %s --session-seq %d", c.Session, *c.SessionSeq)
+	}
+	return "--id " + c.ID
 }
 
 // try sends the request once. Its error has the status exitUnknown if the node
@@ -382,19 +400,21 @@ func (c *appendCmd) print(p *program, r *appended) error {
 	if r.Error == nil {
 		return nil
 	}
-	var hwm uint64
-	if c.HWM != nil {
-		hwm = uint64(*c.HWM)
-	}
-	return advise(&r.Reply, hwm)
+	return c.advise(&r.Reply)
 }
 
 // advise rewords a refusal for the terminal. Most of the node's messages say
 // what to do; for those about the log's state it names this command's flags.
-func advise(r *subjects.Reply, hwm uint64) error {
+func (c *appendCmd) advise(r *subjects.Reply) error {
+	var hwm uint64
+	if c.HWM != nil {
+		hwm = uint64(*c.HWM)
+	}
 	switch {
 	case r.Error.Reason == subjects.Conflict:
 		return conflict(r, hwm)
+	case r.Error.Reason == subjects.WrongLast && c.Session != "" && c.Last == nil:
+		return failf(exitConflict, "%w", r.Error)
 	case r.Error.Reason == subjects.WrongLast && r.HighWaterMark != nil:
 		return failf(exitConflict, "%w; read what is new, compute again, append with --expected-last %d",
 			r.Error, *r.HighWaterMark)

@@ -63,9 +63,9 @@ func (c *appendCmd) transactions(ctx context.Context, p *program) ([]byte, error
 // checkPart checks a transaction of an atomic batch.
 func (c *appendCmd) checkPart(t *transaction, line []byte) error {
 	_, named := namedPartition(line)
-	if named || t.Txid != 0 || !t.Time.IsZero() || t.MsgID != "" || t.HighWaterMark != nil || t.Atomic != nil {
+	if named || t.Txid != 0 || !t.Time.IsZero() || t.MsgID != "" || t.SessionSeq > 0 || t.HighWaterMark != nil || t.Atomic != nil {
 		return errors.New("with --atomic a line has payload or payload_base64, kind, write_locks, read_locks, append_locks, headers; leave out the others: " +
-			"--hwm, --id, --unless and --expected-last are for all lines, and the log assigns txids and times")
+			"--hwm, --id, --session, --unless and --expected-last are for all lines, and the log assigns txids and times")
 	}
 	if c.HWM == nil && len(t.WriteLocks)+len(t.ReadLocks) > 0 {
 		return errors.New("write_locks and read_locks " + needMark)

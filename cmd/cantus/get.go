@@ -107,6 +107,9 @@ func (t *transaction) describe(w io.Writer) {
 	if t.Atomic != nil {
 		field("atomic batch", "%s", t.Atomic)
 	}
+	if t.SessionSeq > 0 {
+		field("session", "%s, number %d", t.Session, t.SessionSeq)
+	}
 	if t.MsgID != "" {
 		field("message id", "%s", printable(t.MsgID, len(t.MsgID)))
 	}

@@ -21,7 +21,7 @@ type importCmd struct {
 
 	Name  string `placeholder:"NAME" help:"Name of this import. A file that was imported is imported once more under another name."`
 	Plain bool   `xor:"as" help:"Add no headers for the original time, txid and message id."`
-	Keep  bool   `xor:"as" help:"Import into an empty partition and keep txids, times, message ids, locks and atomic batches as they are."`
+	Keep  bool   `xor:"as" help:"Import into an empty partition and keep txids, times, message ids, sessions, locks and atomic batches as they are."`
 	JSON  bool   `name:"json" help:"Print the result as JSON."`
 
 	connection
@@ -37,7 +37,8 @@ missing or appended twice. The cursor import-… of the partition shows how far 
 Each transaction gets a txid, a time and a message id of this log. The original ones are in the headers Original-Txid,
 Original-Time and Original-Msg-Id. Write locks become append locks: they were certified in another history, and a
 high-water mark of that one means nothing here. Read locks and the high-water mark are left out: they were checked when
-the transaction committed, and recorded nothing. Lines of an atomic batch are appended as one: together, or none of them.
+the transaction committed, and recorded nothing. The session is left out too: it says what came after what in its own
+log. Lines of an atomic batch are appended as one: together, or none of them.
 
 With --keep all of that stays as it is, in a partition that is empty and that nobody else uses: it is restored from the
 file. The txids of the file must have no gaps. A time that is not later than the one before is moved on, and the original

@@ -308,6 +308,9 @@ func storedTransaction(t *transaction) (*wal.Transaction, error) {
 		}
 		stored.MsgID = []byte(t.MsgID)
 	}
+	if t.SessionSeq > 0 {
+		stored.Session, stored.SessionSeq = []byte(t.Session), t.SessionSeq
+	}
 	if n := len(t.Headers) + 6; n > subjects.MaxHeaders {
 		return nil, fmt.Errorf("it has up to %d headers with those for its locks: at most %d are allowed", n, subjects.MaxHeaders)
 	}

@@ -121,7 +121,7 @@ func (e *keptEncoder) add(t *transaction) (done *keptBatch, err error) {
 // another one, and returns the one that is finished then.
 func (e *keptEncoder) addParts() (done *keptBatch) {
 	first := e.parts[0]
-	if len(e.parts) > 1 && len(first.MsgID) > 0 {
+	if len(e.parts) > 1 && len(first.MsgID)+len(first.Session) > 0 {
 		first.Atomic.Fingerprint = wal.PayloadsHash(func(yield func([]byte) bool) {
 			for _, t := range e.parts {
 				if !yield(t.Payload) {
@@ -158,6 +158,8 @@ func (e *keptEncoder) checkPart(t *transaction, at int64) error {
 		return nil
 	case t.MsgID != "":
 		return fmt.Errorf("it has a msg_id: that of an atomic batch is at its first transaction, %d", t.Atomic.First)
+	case t.Session != e.part.Session || t.SessionSeq != e.part.SessionSeq:
+		return errors.New("its session or session_seq is not that of the line before, which is in the same atomic batch: an atomic batch has one number as a whole")
 	case at != e.last+1:
 		return fmt.Errorf("its time is not one nanosecond after that of the line before, which is in the same atomic batch: write %s, or leave out atomic in all of them",
 			time.Unix(0, e.last+1).UTC().Format(time.RFC3339Nano))

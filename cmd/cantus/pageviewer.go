@@ -52,6 +52,8 @@ type pageTransaction struct {
 	Mark        string      `json:"high_water_mark,omitempty"`
 	Atomic      string      `json:"atomic,omitempty"` // the first and the last txid of its atomic batch
 	MsgID       string      `json:"msg_id,omitempty"`
+	Session     string      `json:"session,omitempty"`
+	SessionSeq  uint64      `json:"session_seq,omitempty,string"`
 	Headers     [][2]string `json:"headers,omitempty"`
 	Bytes       int         `json:"bytes"`
 	// Payload is the payload as text, or as hexadecimal digits if Binary is
@@ -73,6 +75,7 @@ func rowOfPage(t *transaction) *pageTransaction {
 	if t.Atomic != nil {
 		row.Atomic = t.Atomic.String()
 	}
+	row.Session, row.SessionSeq = t.Session, t.SessionSeq
 	room := shownLocks
 	for _, locks := range []*[]string{&row.WriteLocks, &row.ReadLocks, &row.AppendLocks} {
 		n := min(len(*locks), room)

@@ -168,6 +168,7 @@ func (s *salvageFile) write(group uint32, stored *wal.Transaction) error {
 		Partition: int(group), Txid: stored.Txid, Time: time.Unix(0, stored.Time).UTC(), Kind: string(stored.Kind),
 	}
 	t.setMsgID(string(stored.MsgID))
+	t.Session, t.SessionSeq = string(stored.Session), stored.SessionSeq
 	t.setHeaders(headersOf(stored.Header))
 	if t.Kind == "" {
 		t.Kind = "tx"

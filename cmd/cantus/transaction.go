@@ -32,6 +32,8 @@ type transaction struct {
 	Atomic        *atomicRange `json:"atomic,omitzero"`
 	MsgID         string       `json:"msg_id,omitempty"`
 	MsgIDBase64   []byte       `json:"msg_id_base64,omitempty"`
+	Session       string       `json:"session,omitempty"`
+	SessionSeq    uint64       `json:"session_seq,omitzero"`
 	Headers       headers      `json:"headers,omitempty"`
 	HeadersBase64 []byte       `json:"headers_base64,omitempty"`
 	Payload       *string      `json:"payload,omitzero"`
@@ -67,6 +69,12 @@ func parseTransaction(msg *nats.Msg, headersOnly bool) (*transaction, error) {
 			return nil, fmt.Errorf("transaction %d: header %s is %q", t.Txid, subjects.HeaderHighWaterMark, s)
 		}
 		t.HighWaterMark = &mark
+	}
+	t.Session = h.Get(subjects.HeaderSession)
+	if s := h.Get(subjects.HeaderSessionSeq); s != "" {
+		if err := t.setSessionSeq(s); err != nil {
+			return nil, err
+		}
 	}
 	for _, value := range h[subjects.HeaderAtomic] {
 		if err := t.setAtomic(value); err != nil {
@@ -104,6 +112,10 @@ func unpackTransaction(partition int, p subjects.Packed, headersOnly bool) (*tra
 			t.AppendLocks = append(t.AppendLocks, subjects.LockNames(string(value))...)
 		case subjects.HeaderStoredMsgID:
 			t.setMsgID(string(value))
+		case subjects.HeaderSession:
+			t.Session = string(value)
+		case subjects.HeaderSessionSeq:
+			return t.setSessionSeq(string(value))
 		case subjects.HeaderAtomic:
 			return t.setAtomic(string(value))
 		case subjects.HeaderHighWaterMark:
@@ -135,11 +147,14 @@ func (t *transaction) setPayload(data []byte) {
 }
 
 // line returns the transaction as one line: txid, time, kind, locks, atomic
-// batch, payload.
+// batch, number in a session, payload.
 func (t *transaction) line() string {
 	locks := t.locks()
 	if t.Atomic != nil {
 		locks += "  atomic:" + t.Atomic.String()
+	}
+	if t.SessionSeq > 0 {
+		locks += "  session:" + t.session()
 	}
 	return fmt.Sprintf("%d  %s  %s  %s  %s", t.Txid, stamp(t.Time), printable(t.Kind, 64), locks, t.excerpt())
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -154,7 +155,7 @@ func decodeTransaction(line []byte) (*transaction, error) {
 	case t.Payload == nil && t.PayloadBase64 == nil:
 		return nil, errors.New("it has no payload, not even an empty one: was it read with --headers-only?")
 	}
-	if err := t.checkAtomic(); err != nil {
+	if err := cmp.Or(t.checkAtomic(), t.checkSession()); err != nil {
 		return nil, err
 	}
 	if t.HeadersBase64 != nil {
