@@ -39,6 +39,7 @@ func TestRandomHistoriesOfConditions(t *testing.T) {
 	for _, what := range []string{
 		"passed", "passed with a condition", "conflict", "matched", "matched in flight", "too long", "matched in the same batch", "parked", "found in the log", "trimmed",
 		"commit", "foreign", "rollback", "rebuild", "trim",
+		"passed in a session", "own lock", "own condition", "repeat", "wrong number", "forgotten session", "conflict in a session",
 	} {
 		if uint64(tally[what]) < histories/20 {
 			t.Errorf("%q came up %d times only", what, tally[what])
@@ -52,12 +53,16 @@ type conditionHistory struct {
 	parked  [][]*request // the requests of each message, to be certified again
 	locks   []string
 	kinds   []string
+
+	sessions  bool // some requests are in a session
+	forgetful bool // sessions may be forgotten: the log was trimmed, or the table built anew
 }
 
 func newConditionHistory(t *testing.T, seed uint64, tally map[string]int) *conditionHistory {
 	h := &conditionHistory{certifierHistory: newCertifierHistory(t, seed, tally)}
 	h.locks = []string{"a", "b", "a.a", "a.b", "b.a.c", "a.>", "b.a.>", ">"}[:3+h.rand.IntN(6)]
 	h.kinds = []string{"K", "L", "M"}[:1+h.rand.IntN(3)]
+	h.sessions = h.rand.IntN(2) == 0
 	h.c.recent.most = 1 + h.rand.Uint64N(12)
 	if h.rand.IntN(3) == 0 {
 		h.c.recent.steps = 1 + h.rand.IntN(2*transactionSteps)
@@ -81,12 +86,14 @@ func (h *conditionHistory) step() {
 		h.tally["rollback"]++
 	case n < 94:
 		h.rebuild()
+		h.forgetful = true
 		h.c.forget(h.trimmed + 1)
 		h.parked = nil
 	case n < 96:
 		h.trimmed += h.rand.Uint64N(1 + uint64(len(h.log))/2 - min(h.trimmed, uint64(len(h.log))/2))
 		h.c.forget(h.trimmed + 1)
 		h.tally["trim"]++
+		h.forgetful = true
 	default:
 		h.c.advance(h.c.table.Time() + h.rand.Int64N(20))
 	}
@@ -121,6 +128,9 @@ func (h *conditionHistory) request(last uint64) *request {
 		mark = h.rand.Uint64N(last + 2)
 	}
 	whole = subjects.AppendField(whole, subjects.HeaderHighWaterMark, fmt.Sprint(mark))
+	if h.sessions && h.rand.IntN(3) > 0 {
+		whole = h.addSession(whole)
+	}
 	return h.decode(whole, func(block []byte) ([]byte, []byte) {
 		for _, header := range []string{subjects.HeaderWriteLock, subjects.HeaderReadLock, subjects.HeaderAppendLock} {
 			if h.rand.IntN(3) == 0 {
@@ -233,7 +243,7 @@ func (h *conditionHistory) search(r *request) {
 		return lockmgr.Recorder{}
 	}
 	for _, i := range need.unknown {
-		f.locks[i] = newest(queryItem{locks: []string{r.cert.Locks[i].Name}})
+		f.locks[i] = newest(r.lockItem(r.cert.Locks[i].Name))
 	}
 	for _, i := range need.items {
 		found := newest(r.unless[i])
@@ -263,7 +273,7 @@ func (h *conditionHistory) checkPassed(r *request, all []*wal.Transaction) {
 		h.fatalf("a mark of %d passes with %d transactions", mark, len(all))
 	}
 	for _, l := range r.cert.Locks {
-		if txid := newestMatch(&queryItem{locks: []string{l.Name}}, all, mark); l.Mode != lockmgr.Append && txid > 0 {
+		if txid := newestMatch(new(r.lockItem(l.Name)), all, mark); l.Mode != lockmgr.Append && txid > 0 {
 			h.fatalf("%v lock %q passes at mark %d, although %d recorded it", l.Mode, l.Name, mark, txid)
 		}
 	}
@@ -272,6 +282,7 @@ func (h *conditionHistory) checkPassed(r *request, all []*wal.Transaction) {
 			h.fatalf("condition %+v passes at mark %d, although it matches %d", r.unless[i], mark, txid)
 		}
 	}
+	h.checkSession(r, all)
 	h.tally["passed"]++
 	if len(r.unless) > 0 {
 		h.tally["passed with a condition"]++
@@ -290,6 +301,8 @@ func (h *conditionHistory) checkRefused(j judged, all []*wal.Transaction, before
 	switch {
 	case j.verdict.Outcome == lockmgr.Ahead && mark > uint64(len(all)):
 		return
+	case slices.Contains([]lockmgr.Outcome{lockmgr.WrongSeq, lockmgr.Duplicate, lockmgr.IDReused}, j.verdict.Outcome):
+		depends = h.checkNumber(j, all)
 	case j.matched != nil:
 		item := &r.unless[j.matched.Item]
 		depends = j.matched.Txid
@@ -308,10 +321,13 @@ func (h *conditionHistory) checkRefused(j judged, all []*wal.Transaction, before
 		}
 	case j.verdict.Outcome == lockmgr.Conflicted:
 		h.tally["conflict"]++
+		if r.tx.SessionSeq > 0 {
+			h.tally["conflict in a session"]++
+		}
 		depends = j.verdict.Conflicts[0].Txid
 		n := 0
 		for _, l := range r.cert.Locks {
-			txid := newestMatch(&queryItem{locks: []string{l.Name}}, all, max(mark, h.trimmed))
+			txid := newestMatch(new(r.lockItem(l.Name)), all, max(mark, h.trimmed))
 			i := slices.IndexFunc(j.verdict.Conflicts, func(c lockmgr.Conflict) bool { return c.Name == l.Name && c.Mode == l.Mode })
 			switch {
 			case l.Mode == lockmgr.Append:
@@ -323,7 +339,7 @@ func (h *conditionHistory) checkRefused(j judged, all []*wal.Transaction, before
 					break // it is refused anyway, and not looked up again
 				}
 				allowForgotten(j.verdict.Conflicts[i].Txid, l.Name)
-			case i >= 0 && j.verdict.Conflicts[i].Txid != newestMatch(&queryItem{locks: []string{l.Name}}, all, mark):
+			case i >= 0 && j.verdict.Conflicts[i].Txid != newestMatch(new(r.lockItem(l.Name)), all, mark):
 				h.fatalf("%q is named as recorded by %d, at mark %d", l.Name, j.verdict.Conflicts[i].Txid, mark)
 			case i >= 0:
 				n++
