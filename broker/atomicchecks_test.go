@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
@@ -62,5 +63,11 @@ func TestWhatOnlyALeaderKnowsIsConfirmed(t *testing.T) {
 		if p.verify(b, 5); b.decided[0].outcome.err.Reason != subjects.Unavailable {
 			t.Errorf("%s is answered as %s", reason, b.decided[0].outcome.err.Reason)
 		}
+	}
+	p := &responder{confirmLeader: func() bool { return false }}
+	number := &request{cert: lockmgr.Transaction{SessionSeq: 3}}
+	b := &batch{decided: []earlyOutcome{{r: number, outcome: outcome{err: subjects.Errorf(subjects.WrongLast, "x")}}}}
+	if p.verify(b, 5); b.decided[0].outcome.err.Reason != subjects.Unavailable {
+		t.Errorf("a wrong number is answered as %s", b.decided[0].outcome.err.Reason)
 	}
 }

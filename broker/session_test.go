@@ -168,6 +168,34 @@ func TestSessionForm(t *testing.T) {
 	}
 }
 
+// What a session has recorded does not count in the log either, where locks are
+// looked up that the table has forgotten, and conditions after a restart.
+func TestOwnTransactionsInTheLog(t *testing.T) {
+	dir, opts := t.TempDir(), broker.Options{Partitions: 1, MaxLocks: 1}
+	n, nc := openNode(t, dir, opts)
+	passes := func(seq int, headers ...string) {
+		t.Helper()
+		if r := appendOne(t, nc, inSession("s", seq, 0, headers...)...); r.Error != nil {
+			t.Fatalf("number %d: %s", seq, r.Error.Message)
+		}
+	}
+	passes(1, "Cantus-Write-Lock", "x", "Cantus-Kind", "k")
+	passes(2, "Cantus-Write-Lock", "y")
+	passes(3, "Cantus-Write-Lock", "x")
+	passes(4, "Cantus-Write-Lock", "y")
+	_, nc = reopen(t, n, dir, opts)
+	passes(5, "Cantus-Write-Lock", "x", "Cantus-Unless", `{"kinds":["k"]}`)
+	passes(6, "Cantus-Write-Lock", "y")
+	other := appendOne(t, nc, "Cantus-Append-Lock", "x", "Cantus-Kind", "k")
+	appendOne(t, nc, "Cantus-Append-Lock", "y")
+	if r := appendOne(t, nc, inSession("s", 7, 0, "Cantus-Write-Lock", "x")...); r.Error == nil || r.Error.Txid != other.Txid {
+		t.Errorf("after another one's lock: %+v", r)
+	}
+	if r := appendOne(t, nc, inSession("s", 7, 0, "Cantus-Unless", `{"kinds":["k"]}`)...); r.Error == nil || r.Error.Txid != other.Txid {
+		t.Errorf("after another one's kind: %+v", r)
+	}
+}
+
 // What was trimmed is not known any more: the session can't go on, and can't
 // begin again with the mark that it had.
 func TestATrimmedSessionIsForgotten(t *testing.T) {
@@ -179,10 +207,10 @@ func TestATrimmedSessionIsForgotten(t *testing.T) {
 	}
 	var repeat subjects.Reply
 	eventually(t, "the ids don't count any more", func() bool {
-		repeat = appendOne(t, nc, inSession("s", 1, 0)...)
+		repeat = appendOne(t, nc, inSession("s", 2, 0)...)
 		return repeat.Error != nil
 	})
-	wantWrongSeq(t, repeat, 2, `number 1 of session "s" was committed before`)
+	wantWrongSeq(t, repeat, 2, `number 2 of session "s" was committed before`)
 	appendOne(t, nc)
 	trim(t, nc, `{"before":4}`)
 	wantWrongSeq(t, appendOne(t, nc, inSession("s", 3, 0)...), -1, "is not known, or was forgotten, and this is its number 3: begin another session")
