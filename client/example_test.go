@@ -192,6 +192,63 @@ func ExampleClient_AppendAsync() {
 	// 3 <nil>
 }
 
+// A writer of one hot name does not wait for its receipts. It computes each
+// transaction on the state that the ones before it make.
+func ExampleSession() {
+	c, done := exampleClient()
+	defer done()
+	ctx := context.Background()
+	counter, mark := 0, uint64(0) // the state, and how far the log is in it
+	count := func(s *client.Session) (*client.Future, error) {
+		counter++
+		return s.Append(ctx, &client.Request{Payload: fmt.Append(nil, counter), WriteLocks: []string{"counter"}, HighWaterMark: mark})
+	}
+
+	var last *client.Future
+	for s := c.NewSession(0); counter < 1000; {
+		f, err := count(s)
+		if err != nil {
+			log.Fatal(err)
+		}
+		last = f
+	}
+	r, err := last.Wait(ctx) // all before it are committed too
+	fmt.Println(r.Txid, err)
+
+	// Somebody else sets the counter. What is computed without that is refused,
+	// and the session ends.
+	s := c.NewSession(0)
+	mark = r.Txid
+	if _, err := c.Append(ctx, &client.Request{Payload: []byte("5000"), WriteLocks: []string{"counter"}, HighWaterMark: mark}); err != nil {
+		log.Fatal(err)
+	}
+	last, err = count(s)
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, err = last.Wait(ctx)
+	var conflict *client.ConflictError
+	if errors.As(err, &conflict) {
+		tx, err := c.Get(ctx, 0, conflict.Txid) // in a program its view applies the log
+		if err != nil {
+			log.Fatal(err)
+		}
+		if _, err := fmt.Sscan(string(tx.Payload), &counter); err != nil {
+			log.Fatal(err)
+		}
+		mark = tx.Txid
+		last, err = count(c.NewSession(0))
+		if err != nil {
+			log.Fatal(err)
+		}
+		r, err = last.Wait(ctx)
+		fmt.Println(r.Txid, counter, err)
+	}
+	// Output:
+	// 1000 <nil>
+	// 1002 5001 <nil>
+}
+
 func ExampleClient_All() {
 	c, done := exampleClient()
 	defer done()

@@ -142,3 +142,55 @@ func reportLatency(b *testing.B, handled <-chan time.Duration) {
 	b.ReportMetric(float64(all[b.N/2].Microseconds()), "median-us")
 	b.ReportMetric(float64(all[b.N*99/100].Microseconds()), "p99-us")
 }
+
+// BenchmarkSession appends transactions with one write lock in a session, and
+// as many with locks of their own outside of one, in turns.
+func BenchmarkSession(b *testing.B) {
+	for _, inFlight := range []int{1, 16, 256, 4096} {
+		b.Run(fmt.Sprintf("in-flight=%d", inFlight), func(b *testing.B) {
+			n := openNode(b, broker.Options{Partitions: 1})
+			c := newClient(b, connect(b, n), client.Options{MaxInFlight: inFlight})
+			s := c.NewSession(0)
+			hot := &client.Request{Payload: make([]byte, 256), WriteLocks: []string{"counter"}}
+			own := &client.Request{Payload: make([]byte, 256), WriteLocks: []string{""}}
+			var inSession, plain time.Duration
+			const turns = 20
+			each := max(1, b.N/turns)
+			for turn := range turns {
+				inSession += timeAppends(b, each, func(int) (*client.Future, error) { return s.Append(b.Context(), hot) })
+				plain += timeAppends(b, each, func(i int) (*client.Future, error) {
+					own.WriteLocks[0] = fmt.Sprintf("account.%d", turn*each+i)
+					return c.AppendAsync(b.Context(), own)
+				})
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(turns*float64(each)/inSession.Seconds(), "session/s")
+			b.ReportMetric(turns*float64(each)/plain.Seconds(), "plain/s")
+		})
+	}
+}
+
+// timeAppends returns how long n appends take, receipts included.
+func timeAppends(b *testing.B, n int, appendOne func(i int) (*client.Future, error)) time.Duration {
+	begun := time.Now()
+	futures := make(chan *client.Future, 1<<16)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for f := range futures {
+			if _, err := f.Wait(b.Context()); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+	for i := range n {
+		f, err := appendOne(i)
+		if err != nil {
+			b.Error(err)
+			break
+		}
+		futures <- f
+	}
+	close(futures)
+	wg.Wait()
+	return time.Since(begun)
+}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/cantuslog/cantus/cantustest"
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -383,4 +384,38 @@ func TestCloseEndsASession(t *testing.T) {
 	if _, err := s.Append(soon(t), countTo(11, 0)); !errors.Is(err, client.ErrClosed) {
 		t.Error(err)
 	}
+}
+
+// A node that starts again knows its sessions.
+func TestASessionOutlivesRestarts(t *testing.T) {
+	restarts := testkit.Sized(3, 10, 200)
+	ctx, log := newOneNode(t)
+	c := log.NewClient(t, client.Options{MaxInFlight: 500})
+	s := c.NewSession(0)
+	var futures []*client.Future
+	for range restarts {
+		restarted := make(chan error, 1)
+		go func() { restarted <- log.Restart(ctx) }()
+		for running := true; running; {
+			f, err := s.Append(ctx, countTo(len(futures)+1, 0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			futures = append(futures, f)
+			select {
+			case err := <-restarted:
+				if running = false; err != nil {
+					t.Fatal(err)
+				}
+			default:
+			}
+		}
+	}
+	for i, f := range futures {
+		if r, err := f.Wait(ctx); err != nil || r.Txid != uint64(i+1) {
+			t.Fatalf("number %d: %+v, %v", i+1, r, err)
+		}
+	}
+	checkSession(t, log.NewClient(t, client.Options{}), 0, s.Name(), len(futures))
+	t.Logf("%d transactions", len(futures))
 }
