@@ -413,7 +413,9 @@ type dataRequest struct {
 	locks   []dataLock
 	kind    string
 	unless  []queryItem
-	parts   []dataPart      // of an atomic batch, with the locks
+	parts   []dataPart // of an atomic batch, with the locks
+	session string     // "" for none; then seq is its number, and the id stands for both
+	seq     uint64
 	reply   *subjects.Reply // the last one that is final; nil if the client gave up
 	found   uint64          // the transaction
 }
@@ -425,7 +427,11 @@ type dataLock struct {
 
 func (c *dataClient) run(ctx context.Context, pause time.Duration) {
 	for ctx.Err() == nil {
-		c.transact(c.request())
+		if c.s.sessions() && c.rng.IntN(2) == 0 {
+			c.pipeline()
+		} else {
+			c.transact(c.request())
+		}
 		time.Sleep(time.Duration(c.rng.Int64N(int64(pause))))
 	}
 }
@@ -507,7 +513,7 @@ var dataLockHeaders = map[wal.LockMode]string{
 
 func (r *dataRequest) header() []byte {
 	block := subjects.AppendBlockStart(nil)
-	block = subjects.AppendField(block, subjects.HeaderMsgID, r.id)
+	block = r.appendID(block)
 	block = subjects.AppendField(block, subjects.HeaderHighWaterMark, strconv.FormatUint(r.mark, 10))
 	if r.first {
 		block = subjects.AppendField(block, subjects.HeaderExpectedLast, "0")
@@ -573,10 +579,15 @@ func (c *dataClient) send(r *dataRequest) (*subjects.Reply, bool) {
 	if n == nil || !n.p.group.Leading() {
 		return nil, false
 	}
+	return c.sendTo(n, r, time.Duration(c.rng.Int64N(int64(2*time.Millisecond))), time.Duration(100+c.rng.IntN(900))*time.Millisecond)
+}
+
+// sendTo sends a message to a node after a delay, and waits for the reply.
+func (c *dataClient) sendTo(n *dataSimNode, r *dataRequest, delay, patience time.Duration) (*subjects.Reply, bool) {
+	c.s.mu.Lock()
 	c.tries++
 	subject := fmt.Sprintf("reply.%d.%d", c.id, c.tries)
 	arrived := make(chan []byte, 1)
-	c.s.mu.Lock()
 	c.s.waiting[subject] = arrived
 	c.s.mu.Unlock()
 	defer func() {
@@ -584,7 +595,7 @@ func (c *dataClient) send(r *dataRequest) (*subjects.Reply, bool) {
 		delete(c.s.waiting, subject)
 		c.s.mu.Unlock()
 	}()
-	time.Sleep(time.Duration(c.rng.Int64N(int64(2 * time.Millisecond))))
+	time.Sleep(delay)
 	n.p.onAppend(&natslink.Message{Subject: r.subject(), Reply: subject, Header: r.header(), Payload: r.body(), Received: time.Now()})
 	select {
 	case b := <-arrived:
@@ -594,7 +605,7 @@ func (c *dataClient) send(r *dataRequest) (*subjects.Reply, bool) {
 			return nil, false
 		}
 		return reply, true
-	case <-time.After(time.Duration(100+c.rng.IntN(900)) * time.Millisecond):
+	case <-time.After(patience):
 		return nil, false
 	}
 }
@@ -621,11 +632,17 @@ type dataCommitted struct {
 	kind  string
 	locks []dataLock
 	place wal.Atomic
-	text  string // all of it, to compare
+
+	session string
+	seq     uint64
+	text    string // all of it, to compare
 }
 
 // matches reports whether an item of a condition matches the transaction.
 func (c *dataCommitted) matches(item *queryItem) bool {
+	if item.besides != "" && item.besides == c.session {
+		return false
+	}
 	if len(item.kinds) > 0 && !slices.Contains(item.kinds, c.kind) {
 		return false
 	}
@@ -696,11 +713,14 @@ func (j *dataJudge) applied(node string, index uint64, b wal.Batch) {
 	defer j.mu.Unlock()
 	records := b.Read()
 	for t := (wal.Transaction{}); records.Next(&t); {
-		got := dataCommitted{index: index, time: t.Time, id: string(t.MsgID), mark: t.HighWaterMark, kind: string(t.Kind), place: t.Atomic}
+		got := dataCommitted{index: index, time: t.Time, id: string(t.MsgID), mark: t.HighWaterMark, kind: string(t.Kind), place: t.Atomic, session: string(t.Session), seq: t.SessionSeq}
+		if t.SessionSeq > 0 && t.Atomic.Index == 0 {
+			got.id = numberOf(got.session, got.seq)
+		}
 		for _, l := range t.Locks {
 			got.locks = append(got.locks, dataLock{l.Mode, string(l.Name)})
 		}
-		got.text = fmt.Sprint(t.Txid, got.index, got.time, got.id, got.mark, got.kind, got.locks, got.place, string(t.Payload))
+		got.text = fmt.Sprint(t.Txid, got.index, got.time, got.id, got.mark, got.kind, got.locks, got.place, got.session, got.seq, string(t.Payload))
 		switch last := uint64(len(j.log)); {
 		case t.Txid == last+1:
 			j.log = append(j.log, got)
@@ -719,15 +739,16 @@ func (j *dataJudge) applied(node string, index uint64, b wal.Batch) {
 func (j *dataJudge) verdict() {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	recorded := map[string]uint64{} // the newest transaction that has recorded a lock
-	newest := func(name string) (txid uint64) {
-		for n, at := range recorded {
+	recorded := map[string][]uint64{} // the transactions that have recorded a lock
+	newest := func(name, session string) (txid uint64) {
+		for n, all := range recorded {
 			if subjects.Overlap(n, name) {
-				txid = max(txid, at)
+				txid = max(txid, j.newestBesides(session, all))
 			}
 		}
 		return txid
 	}
+	j.judgeSessions()
 	last := int64(0)
 	for i, t := range j.log {
 		txid := uint64(i) + 1
@@ -737,14 +758,14 @@ func (j *dataJudge) verdict() {
 		last = t.time
 		if t.place.Index == 0 {
 			for _, l := range j.locksFrom(i) {
-				if at := newest(l.name); l.mode != wal.AppendLock && at > t.mark {
+				if at := newest(l.name, t.session); l.mode != wal.AppendLock && at > t.mark {
 					j.cluster.Fail("transaction %d (%s) with mark %d is committed, %q was recorded by %d", txid, t.id, t.mark, l.name, at)
 				}
 			}
 		}
 		for _, l := range t.locks {
 			if l.mode != wal.ReadLock {
-				recorded[l.name] = txid
+				recorded[l.name] = append(recorded[l.name], txid)
 			}
 		}
 		r := j.requests[t.id]
@@ -785,7 +806,7 @@ func (j *dataJudge) judgeReply(r *dataRequest) {
 		if e.Unless != nil {
 			j.judgeMatch(r, e.Unless)
 		}
-	case e.Reason == subjects.WrongLast && r.first && r.mark > 0:
+	case e.Reason == subjects.WrongLast && (r.first && r.mark > 0 || r.session != ""):
 	default: // every mark was read from a reply, so "ahead" means a loss
 		j.cluster.Fail("%s was refused: %v", r.id, e)
 	}
@@ -830,6 +851,9 @@ func (j *dataJudge) judgeConflict(r *dataRequest, c subjects.ConflictingLock) {
 		return
 	}
 	for _, l := range j.log[c.Txid-1].locks {
+		if r.session != "" && j.log[c.Txid-1].session == r.session {
+			break
+		}
 		if l.mode != wal.ReadLock && subjects.Overlap(l.name, c.Lock) {
 			return
 		}

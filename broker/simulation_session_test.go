@@ -1,0 +1,139 @@
+//go:build !race
+
+package broker
+
+import (
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/cantuslog/cantus/subjects"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// sessions reports whether some messages of this run are in sessions.
+func (s *dataSim) sessions() bool {
+	return s.seed%9 == 4 || s.seed%9 == 5 || s.conditional()
+}
+
+// numberOf returns the id that a number in a session is known by here.
+func numberOf(session string, seq uint64) string { return fmt.Sprint(session, "/", seq) }
+
+// appendID appends the message id, or the session and its number.
+func (r *dataRequest) appendID(block []byte) []byte {
+	if r.session == "" {
+		return subjects.AppendField(block, subjects.HeaderMsgID, r.id)
+	}
+	block = subjects.AppendField(block, subjects.HeaderSession, r.session)
+	return subjects.AppendField(block, subjects.HeaderSessionSeq, strconv.FormatUint(r.seq, 10))
+}
+
+// pipeline sends some messages in a session, without waiting for answers in
+// between, and sends all that have none again, in order.
+func (c *dataClient) pipeline() {
+	c.seq++
+	name := fmt.Sprintf("c%d-s%d", c.id, c.seq)
+	mark := c.mark
+	var open []*dataRequest
+	for i := range uint64(1 + c.rng.IntN(6)) {
+		r := c.request() // all are computed on one state, and on those before
+		r.mark, r.session, r.seq, r.id = mark, name, i+1, numberOf(name, i+1)
+		r.locks = append(r.locks, dataLock{wal.WriteLock, "own." + name})
+		for i := range r.parts {
+			r.parts[i].locks = append(r.parts[i].locks, dataLock{wal.WriteLock, "own." + name})
+		}
+		if r.parts != nil {
+			r.locks = nil
+		}
+		for i := range r.unless {
+			r.unless[i].besides = name
+		}
+		c.s.judge.begin(r)
+		open = append(open, r)
+	}
+	over := false // one was refused for good
+	for began := time.Now(); len(open) > 0 && time.Since(began) < dataSimGiveUp; {
+		replies := c.sendAll(open)
+		for i, r := range open {
+			reply := replies[i]
+			if reply == nil || !final(reply) || !over && c.isEarly(r, reply) {
+				open = open[i:]
+				break
+			}
+			c.learn(reply)
+			over = over || reply.Error != nil
+			c.s.judge.end(r, reply)
+			if i == len(open)-1 {
+				open = nil
+				break
+			}
+		}
+		c.node = c.rng.IntN(3)
+		time.Sleep(time.Duration(c.rng.Int64N(int64(40 * time.Millisecond))))
+	}
+	for range open {
+		c.s.judge.abandon()
+	}
+}
+
+// isEarly reports whether a message was refused because the one before it has
+// not arrived, or because the node does not know the session any more, which
+// leaves its outcome open.
+func (c *dataClient) isEarly(r *dataRequest, reply *subjects.Reply) bool {
+	e := reply.Error
+	if e == nil || e.Reason != subjects.WrongLast {
+		return false
+	}
+	if e.SessionSeq != nil && *e.SessionSeq >= r.seq-1 {
+		c.s.cluster.Fail("%s was refused, and the last number is %d", r.id, *e.SessionSeq)
+	}
+	return true
+}
+
+// sendAll sends messages to a node, in order, and waits for the replies. One is
+// nil if it did not come.
+func (c *dataClient) sendAll(open []*dataRequest) []*subjects.Reply {
+	replies := make([]*subjects.Reply, len(open))
+	n := c.s.node(c.s.cluster.Nodes[c.node].Name)
+	if n == nil || !n.p.group.Leading() {
+		return replies
+	}
+	patience := time.Duration(100+c.rng.IntN(900)) * time.Millisecond
+	var waiting sync.WaitGroup
+	for i, r := range open {
+		waiting.Go(func() {
+			if reply, answered := c.sendTo(n, r, time.Duration(i)*time.Microsecond, patience); answered {
+				replies[i] = reply
+			}
+		})
+	}
+	waiting.Wait()
+	return replies
+}
+
+// newestBesides returns the newest of some transactions that is not of a
+// session, 0 if there is none.
+func (j *dataJudge) newestBesides(session string, all []uint64) uint64 {
+	for i := len(all) - 1; i >= 0; i-- {
+		if session == "" || j.log[all[i]-1].session != session {
+			return all[i]
+		}
+	}
+	return 0
+}
+
+// judgeSessions checks that the numbers of each session are in the log in
+// order, without gaps.
+func (j *dataJudge) judgeSessions() {
+	last := map[string]uint64{}
+	for i, t := range j.log {
+		if t.session == "" || t.place.Index > 0 {
+			continue
+		}
+		if t.seq != last[t.session]+1 {
+			j.cluster.Fail("transaction %d is number %d of %s, and the last was %d", i+1, t.seq, t.session, last[t.session])
+		}
+		last[t.session] = t.seq
+	}
+}
