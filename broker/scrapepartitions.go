@@ -102,6 +102,8 @@ var partitionFigures = []partitionFigure{
 		func(v *replicaView) float64 { return float64(v.locks.Floor) }},
 	{scrapedGauge("message_ids", "Message ids that are remembered.", "partition"), false,
 		func(v *replicaView) float64 { return float64(v.locks.IDs) }},
+	{scrapedGauge("sessions", "Sessions that are remembered.", "partition"), false,
+		func(v *replicaView) float64 { return float64(v.locks.Sessions) }},
 	{scrapedGauge("name_index_txid", "The newest transaction in the index of kinds, locks and message ids; 0 if the node keeps none.", "partition"), false,
 		func(v *replicaView) float64 { return float64(v.r.indexer.through()) }},
 	{scrapedGauge("name_index_bytes", "Bytes of the files of that index.", "partition"), false,
