@@ -45,7 +45,7 @@ func startTrimmed(tb testing.TB, to string) (c *cluster, client *workload.Client
 	c = startCluster(tb, 3, "--partitions", "1", "--msg-ids", "1", "--archive", to)
 	load := startLoad(c, 1)
 	client = c.dial(c.nodes[0].name)
-	c.awaitMark(client, 0, testkit.Sized[uint64](300, 1500, 20_000))
+	c.awaitMark(client, 0, testkit.Sized[uint64](300, 600, 20_000))
 	load.stop(tb)
 	before = drain(tb, client, 0)
 	c.backUp(tb, to)

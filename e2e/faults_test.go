@@ -157,7 +157,7 @@ func TestClusterHistoryReplay(t *testing.T) {
 	c.record(2, 3, 30*time.Minute, 0)
 	h, count, lasts := loadHistory(t), 30, 10*time.Second
 	if !testkit.Long() {
-		h, count, lasts = h.head(t, 3000), 3, 3*time.Second
+		h, count, lasts = h.head(t, 1500), 3, 3*time.Second
 	}
 	r := newReplayOf(t, h, workload.Backoff{}, c.writers(), 0)
 	replayFaults(t, c, r, count, killed, paused.lasting(lasts), c.cutOff().lasting(lasts))

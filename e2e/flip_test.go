@@ -185,10 +185,7 @@ func contentOf(t *testing.T, c *workload.Client, partitions int) content {
 func TestFlippedByte(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "a node is started on each damaged copy of a directory")
-	places := 2
-	if testkit.Long() {
-		places = 25
-	}
+	places := testkit.Sized(1, 1, 25)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))

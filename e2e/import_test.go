@@ -114,7 +114,7 @@ func checkImported(t *testing.T, url string, lines []importLine) {
 func importHistory(t *testing.T) (lines []importLine, file, config string) {
 	t.Helper()
 	h := loadHistory(t)
-	if n := testkit.Sized(800, len(h.commits), len(h.commits)); n < len(h.commits) {
+	if n := testkit.Sized(800, 4000, len(h.commits)); n < len(h.commits) {
 		h = h.head(t, n)
 	}
 	lines = importLines(h)
@@ -129,6 +129,7 @@ func importHistory(t *testing.T) (lines []importLine, file, config string) {
 // kills the import ten times, and the node under it three times.
 func TestAnInterruptedImport(t *testing.T) {
 	testkit.NotShort(t, "it starts several processes or nodes")
+	testkit.Parallel(t)
 	lines, file, config := importHistory(t)
 	n := startNode(t, t.TempDir(), "--partitions", "1", "--nats-config", config, "--listen", ports.Free(t))
 	client := dial(t, n.url)
@@ -255,6 +256,7 @@ func TestAnImportThroughLeaders(t *testing.T) {
 // import ten times, and the node under it three times. The log is then the one
 // that an import without interruptions makes.
 func TestAnInterruptedKeptImport(t *testing.T) {
+	testkit.Parallel(t)
 	lines, file, config := importHistory(t)
 	n := startNode(t, t.TempDir(), "--partitions", "2", "--nats-config", config, "--listen", ports.Free(t))
 	if code, _, errs := cantus(t, "import", "1", file, "--keep", "--server", n.url); code != 0 {

@@ -199,15 +199,26 @@ func startKillable(t *testing.T) *node {
 	return startNode(t, t.TempDir(), "--listen", ports.Free(t), "--msg-id-window", "30m")
 }
 
-// TestHistoryReplayKilled replays the history while the node is killed 20
-// times under load, and now and then once more while it starts. What was
+// sampled returns how much of the history is replayed, and how often a node is
+// killed meanwhile: 20 times at full length.
+func sampled(t *testing.T, h *history) (_ *history, kills int) {
+	t.Helper()
+	if testkit.Long() {
+		return h, 20
+	}
+	return h.head(t, 3000), 5
+}
+
+// TestHistoryReplayKilled replays the history while the node is killed again
+// and again under load, and now and then once more while it starts. What was
 // acknowledged must be there, once, under the txid that was given; a request
 // that was not answered is sent again and gets the txid of the first.
 func TestHistoryReplayKilled(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "a process is killed again and again")
 	n := startKillable(t)
-	replayKilled(t, n, 20, newReplay(t, loadHistory(t), n, 0))
+	h, kills := sampled(t, loadHistory(t))
+	replayKilled(t, n, kills, newReplay(t, h, n, 0))
 }
 
 // TestHistoryReplayShared spreads the paths over four partitions, which share
@@ -216,13 +227,10 @@ func TestHistoryReplayShared(t *testing.T) {
 	t.Parallel()
 	testkit.NotShort(t, "a process is killed again and again")
 	n := startKillable(t)
+	h, kills := sampled(t, loadHistory(t))
 	var replays []*replay
-	for p, share := range loadHistory(t).shares(t, 4) {
+	for p, share := range h.shares(t, 4) {
 		replays = append(replays, newReplay(t, share, n, p))
-	}
-	kills := 5
-	if testkit.Long() {
-		kills = 20
 	}
 	replayKilled(t, n, kills, replays...)
 }

@@ -39,7 +39,7 @@ func TestMixedFaults(t *testing.T) {
 	if seed == 0 {
 		seed = rand.Uint64N(1 << 32)
 	}
-	faults := 4
+	faults := 3
 	if *faultsFor > 0 {
 		faults = 15
 	}

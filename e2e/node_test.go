@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -44,7 +43,10 @@ func buildAndRun(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build: %v\n%s", err, out)
 		return 1
 	}
-	flag.Parse()
+	if err := testkit.AtOnce(4); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	if program = *underTest; program == "" {
 		program = checker
 	}

@@ -26,10 +26,7 @@ var overlaps = []struct{ name, first, second string }{
 
 // overlapRounds is how often each pair is sent.
 func overlapRounds() int {
-	if testkit.Long() {
-		return 300
-	}
-	return 60
+	return testkit.Sized(30, 30, 300)
 }
 
 // TestClusterOverlapInFlight sends two overlapping transactions back to back

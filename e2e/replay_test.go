@@ -16,6 +16,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/internal/workload"
 )
 
@@ -346,9 +347,7 @@ func TestHistoryReplay(t *testing.T) {
 	t.Parallel()
 	n := startNode(t, t.TempDir())
 	h := loadHistory(t)
-	if testing.Short() {
-		h = h.head(t, 500)
-	}
+	h = h.head(t, testkit.Sized(500, 4000, len(h.commits)))
 	r := newReplay(t, h, n, 0)
 	fedTo := dial(t, n.url)
 	feed, err := fedTo.Conn.SubscribeSync("cantus.feed.0.commit")

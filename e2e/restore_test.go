@@ -27,7 +27,7 @@ func TestClusterRestore(t *testing.T) {
 	client := original.dial(original.nodes[0].name)
 	load := startLoad(original, 2)
 	for p := range 2 {
-		original.awaitMark(client, p, testkit.Sized[uint64](200, 1000, 20_000))
+		original.awaitMark(client, p, testkit.Sized[uint64](200, 500, 20_000))
 		mustSetCursor(t, client, p, "billing", 150)
 	}
 	original.backUp(t, from) // while transactions are appended

@@ -10,12 +10,25 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/cantuslog/cantus/internal/testkit"
 )
 
 var update = flag.Bool("update", false, "write what the commands print into the scripts' golden files")
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"cantus": main})
+	testscript.Main(atOnce{m}, map[string]func(){"cantus": main})
+}
+
+// atOnce runs scripts beside each other: they wait for nodes more than they
+// compute.
+type atOnce struct{ *testing.M }
+
+func (m atOnce) Run() int {
+	if err := testkit.AtOnce(4); err != nil {
+		panic(err)
+	}
+	return m.M.Run()
 }
 
 // TestScripts runs testdata/script. Beside testscript's own commands:
