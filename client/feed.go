@@ -150,7 +150,7 @@ func (s *stream) onFeedTransaction(t *Transaction, size int) {
 
 // accept handles the next transaction in order, from the feed.
 func (s *stream) accept(t *Transaction, size int) {
-	if t.passes(s.opts.Kinds, s.opts.Lock) {
+	if t.passes(&s.opts) {
 		s.enqueue(t, size)
 		return
 	}

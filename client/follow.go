@@ -73,6 +73,10 @@ type FollowOptions struct {
 	// Lock selects the transactions that recorded an overlapping lock, as write
 	// or append lock.
 	Lock string
+	// Items selects the transactions to which one of them applies, as those of a
+	// [Query] do; at most [subjects.MaxQueryItems]. Without items all of Kinds
+	// and Lock are selected.
+	Items []subjects.QueryItem
 	// HeadersOnly leaves out the payloads.
 	HeadersOnly bool
 	// Group names the consumers that share the partitions, for a [Tracer].
@@ -139,6 +143,14 @@ func (o FollowOptions) withDefaults() (FollowOptions, error) {
 			return o, fmt.Errorf("%w: Lock: %w", ErrOptions, err)
 		}
 	}
+	if len(o.Items) > subjects.MaxQueryItems {
+		return o, fmt.Errorf("%w: Items has %d items: at most %d", ErrOptions, len(o.Items), subjects.MaxQueryItems)
+	}
+	for i := range o.Items {
+		if err := checkItem(fmt.Sprintf("Items[%d]", i), &o.Items[i]); err != nil {
+			return o, fmt.Errorf("%w: %w", ErrOptions, err)
+		}
+	}
 	return o, fillDurations(map[string]duration{
 		"MinBackoff": {&o.MinBackoff, 50 * time.Millisecond}, "MaxBackoff": {&o.MaxBackoff, 5 * time.Second},
 		"IdleTimeout": {&o.IdleTimeout, 5 * time.Second},
@@ -158,7 +170,7 @@ func readCount(bytes int) int { return min(bytes/transactionCost, maxReadCount) 
 // message, in bytes.
 const transactionCost = 256
 
-func (o *FollowOptions) filtered() bool { return len(o.Kinds) > 0 || o.Lock != "" }
+func (o *FollowOptions) filtered() bool { return len(o.Kinds)+len(o.Items) > 0 || o.Lock != "" }
 
 // Follower passes the transactions of partitions to a handler. It is a [View]
 // of what the handler has applied.

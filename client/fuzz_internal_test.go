@@ -56,7 +56,7 @@ func FuzzTransaction(f *testing.F) {
 		if tx.Txid == 0 || tx.Partition < 0 || string(tx.Payload) != string(data) || fmt.Sprint(tx.Txid) != m.Header.Get(subjects.HeaderTxid) && m.Header.Get(subjects.HeaderTxid)[0] != '0' {
 			t.Fatalf("%q is taken for %+v", block, tx)
 		}
-		tx.passes([]string{"a"}, "a.>")
+		tx.passes(&FollowOptions{Kinds: []string{"a"}, Lock: "a.>"})
 	})
 }
 
@@ -81,7 +81,7 @@ func FuzzPacked(f *testing.F) {
 			if payloads += len(tx.Payload); tx.Partition != 3 {
 				t.Fatalf("%+v", tx)
 			}
-			tx.passes(nil, ">")
+			tx.passes(&FollowOptions{Lock: ">"})
 		}
 		if payloads > len(b) || len(txs) > len(b)/24 {
 			t.Fatalf("%d transactions with %d bytes out of %d", len(txs), payloads, len(b))

@@ -122,7 +122,7 @@ func (req *Request) checkForm() error {
 		return subjects.Errorf(subjects.BadRequest, "Unless has %d items: at most %d", n, subjects.MaxUnless)
 	}
 	for i := range req.Unless {
-		if err := checkItem(i, &req.Unless[i]); err != nil {
+		if err := checkItem("Unless["+strconv.Itoa(i)+"]", &req.Unless[i]); err != nil {
 			return err
 		}
 	}
@@ -152,16 +152,16 @@ func (req *Request) checkForm() error {
 	return nil
 }
 
-// checkItem checks an item of a condition.
-func checkItem(i int, item *subjects.QueryItem) error {
+// checkItem checks an item, which messages call by a name.
+func checkItem(name string, item *subjects.QueryItem) error {
 	if len(item.Kinds)+len(item.Locks) == 0 {
-		return subjects.Errorf(subjects.BadRequest, "Unless[%d] has neither kinds nor locks", i)
+		return subjects.Errorf(subjects.BadRequest, "%s has neither kinds nor locks", name)
 	}
 	if n := len(item.Kinds); n > subjects.MaxKinds {
-		return subjects.Errorf(subjects.BadRequest, "Unless[%d] has %d kinds: at most %d", i, n, subjects.MaxKinds)
+		return subjects.Errorf(subjects.BadRequest, "%s has %d kinds: at most %d", name, n, subjects.MaxKinds)
 	}
 	if n := len(item.Locks); n > subjects.MaxQueryLocks {
-		return subjects.Errorf(subjects.BadRequest, "Unless[%d] has %d locks: at most %d", i, n, subjects.MaxQueryLocks)
+		return subjects.Errorf(subjects.BadRequest, "%s has %d locks: at most %d", name, n, subjects.MaxQueryLocks)
 	}
 	for _, kind := range item.Kinds {
 		if err := subjects.CheckKind(kind); err != nil {

@@ -99,7 +99,7 @@ func newStream(c *Client, partition int, after uint64, cluster string, opts Foll
 		ready: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 	}
 	q, err := json.Marshal(subjects.ReadRequest{
-		Kinds: opts.Kinds, Lock: opts.Lock, HeadersOnly: opts.HeadersOnly, Packed: true,
+		Kinds: opts.Kinds, Lock: opts.Lock, Query: opts.Items, HeadersOnly: opts.HeadersOnly, Packed: true,
 	})
 	if err != nil {
 		return nil, err

@@ -211,13 +211,24 @@ func (p *packedParser) add(list []string, value string) []string {
 
 // passes reports whether t matches kinds and lock, where given, by the rules of
 // a node.
-func (t *Transaction) passes(kinds []string, lock string) bool {
-	if len(kinds) > 0 && !slices.Contains(kinds, t.Kind) {
+func (t *Transaction) passes(o *FollowOptions) bool {
+	if !t.isOf(o.Kinds) || o.Lock != "" && !t.recorded(o.Lock) {
 		return false
 	}
-	if lock == "" {
-		return true
+	applies := func(item subjects.QueryItem) bool {
+		return t.isOf(item.Kinds) && !slices.ContainsFunc(item.Locks, func(l string) bool { return !t.recorded(l) })
 	}
+	return len(o.Items) == 0 || slices.ContainsFunc(o.Items, applies)
+}
+
+// isOf reports whether the transaction is of one of the kinds, or may be of
+// any.
+func (t *Transaction) isOf(kinds []string) bool {
+	return len(kinds) == 0 || slices.Contains(kinds, t.Kind)
+}
+
+// recorded reports whether the transaction recorded a lock that overlaps one.
+func (t *Transaction) recorded(lock string) bool {
 	overlaps := func(l string) bool { return subjects.Overlap(lock, l) }
 	return slices.ContainsFunc(t.WriteLocks, overlaps) || slices.ContainsFunc(t.AppendLocks, overlaps)
 }

@@ -235,18 +235,36 @@ func TestFollowerMissesNothingOnANoisyWire(t *testing.T) {
 }
 
 func TestFiltersDecideAsTheNodeDoes(t *testing.T) {
+	for _, filter := range []struct {
+		opts client.FollowOptions
+		asks func(i int) bool
+	}{
+		{client.FollowOptions{Kinds: []string{"k1", "k2"}, Lock: "account.2"}, func(i int) bool { return (i%4 == 1 || i%4 == 2) && i%3 == 2 }},
+		{client.FollowOptions{Items: []subjects.QueryItem{
+			{Kinds: []string{"k1"}, Locks: []string{"account.2", "even.>"}}, {Locks: []string{"account.0", "odd"}}, {Kinds: []string{"k3"}},
+		}}, func(i int) bool { return i%3 == 0 && i%2 == 1 || i%4 == 3 }},
+		{client.FollowOptions{Lock: "account.1", Items: []subjects.QueryItem{{Kinds: []string{"k0", "k1"}, Locks: []string{"even.0"}}}}, func(i int) bool { return i%3 == 1 && i%4 == 0 }},
+	} {
+		testFilter(t, filter.opts, filter.asks)
+	}
+}
+
+// testFilter follows with a filter, by reads and by the feed, and compares what
+// comes with what the filter asks for.
+func testFilter(t *testing.T, filters client.FollowOptions, asks func(i int) bool) {
+	t.Helper()
 	_, c := newLog(t)
 	write := func(i int) {
 		mustAppend(t, c, client.Request{
 			Payload: []byte(fmt.Sprint(i)), Kind: fmt.Sprint("k", i%4), Header: nats.Header{"I": {fmt.Sprint(i)}},
-			AppendLocks: []string{fmt.Sprintf("account.%d", i%3)},
+			AppendLocks: []string{fmt.Sprintf("account.%d", i%3), []string{"even.0", "odd"}[i%2]},
 		})
 	}
 	const half = 60
 	for i := range half {
 		write(i)
 	}
-	filters := client.FollowOptions{Kinds: []string{"k1", "k2"}, Lock: "account.2", HeadersOnly: true}
+	filters.HeadersOnly = true
 	f, seen := follow(t, c, map[int]uint64{0: 0}, filters)
 	if err := f.Wait(soon(t), 0, half); err != nil { // by reads
 		t.Fatal(err)
@@ -259,7 +277,7 @@ func TestFiltersDecideAsTheNodeDoes(t *testing.T) {
 	}
 	got := seen(0)
 	for i := range 2 * half {
-		if (i%4 != 1 && i%4 != 2) || i%3 != 2 {
+		if !asks(i) {
 			continue
 		}
 		if len(got) == 0 || got[0].Header.Get("I") != fmt.Sprint(i) || got[0].Txid != uint64(i+1) || len(got[0].Payload) > 0 {
@@ -502,7 +520,7 @@ func TestFollowingWhatIsNotThereEnds(t *testing.T) {
 
 func TestFollowOptionsAreChecked(t *testing.T) {
 	_, c := newLog(t)
-	for _, o := range []client.FollowOptions{{BufferBytes: 1}, {Kinds: []string{"a.b"}}, {Lock: "a b"}, {IdleTimeout: -1}} {
+	for _, o := range []client.FollowOptions{{BufferBytes: 1}, {Kinds: []string{"a.b"}}, {Lock: "a b"}, {IdleTimeout: -1}, {Items: make([]subjects.QueryItem, 1)}, {Items: make([]subjects.QueryItem, 17)}} {
 		if _, err := c.NewFollower(nil, nil, o); !errors.Is(err, client.ErrOptions) {
 			t.Errorf("%+v: %v", o, err)
 		}
