@@ -501,15 +501,14 @@ func lockTransaction(t *wal.Transaction, c *lockmgr.Transaction) {
 func setIDs(t *wal.Transaction, c *lockmgr.Transaction) {
 	c.ID, c.Session, c.SessionSeq = lockmgr.HashID(text(t.MsgID)), lockmgr.ID{}, t.SessionSeq
 	if t.SessionSeq > 0 {
-		c.Session, c.ID = lockmgr.HashID(text(t.Session)), numberID(t.Session, t.SessionSeq)
+		c.Session, c.ID = lockmgr.HashID(text(t.Session)), lockmgr.HashID(numberText(text(t.Session), t.SessionSeq))
 	}
 }
 
-// numberID returns the ID of a number in a session. It is not that of a message
-// id, which holds no NUL.
-func numberID(session []byte, seq uint64) lockmgr.ID {
-	var space [subjects.MaxToken + 24]byte
-	return lockmgr.HashID(text(strconv.AppendUint(append(append(space[:0], session...), 0), seq, 10)))
+// numberText stands for a number in a session as a message id does for its
+// transaction. It is none, since those hold no NUL.
+func numberText(session string, seq uint64) string {
+	return session + "\x00" + strconv.FormatUint(seq, 10)
 }
 
 var lockModes = [...]lockmgr.Mode{wal.ReadLock: lockmgr.Read, wal.WriteLock: lockmgr.Write, wal.AppendLock: lockmgr.Append}

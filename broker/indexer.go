@@ -248,6 +248,9 @@ func keysOf(keys []nameindex.Key, h nameindex.Hasher, t *wal.Transaction) []name
 	if len(t.MsgID) > 0 {
 		keys = append(keys, h.MsgID(text(t.MsgID)))
 	}
+	if t.SessionSeq > 0 && t.Atomic.Index == 0 {
+		keys = append(keys, h.MsgID(numberText(text(t.Session), t.SessionSeq)))
+	}
 	for _, l := range t.Locks {
 		if l.Mode != wal.ReadLock {
 			keys = h.Recorded(keys, text(l.Name))

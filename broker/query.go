@@ -23,7 +23,9 @@ type query struct {
 	lock     string
 	items    []queryItem // one of them must apply, unless there are none
 	msgID    string      // for a get, "" for any
-	newest   bool        // the newest transaction comes first
+	session  string      // for a get, "" for any; then with the number in it
+	seq      uint64
+	newest   bool // the newest transaction comes first
 	payload  bool
 	packed   bool
 	cluster  string // from which the client read the transactions before from
@@ -206,6 +208,9 @@ func (q *query) indexed(h nameindex.Hasher) (items []nameindex.Item) {
 	if q.msgID != "" {
 		return []nameindex.Item{{{h.MsgID(q.msgID)}}}
 	}
+	if q.session != "" {
+		return []nameindex.Item{{{h.MsgID(numberText(q.session, q.seq))}}}
+	}
 	all := queryItem{kinds: q.kinds}
 	if q.lock != "" {
 		all.locks = []string{q.lock}
@@ -281,6 +286,8 @@ func (q *query) matches(t *wal.Transaction) bool {
 		return false
 	case q.msgID != "":
 		return q.msgID == text(t.MsgID)
+	case q.session != "":
+		return q.session == text(t.Session) && q.seq == t.SessionSeq && t.Atomic.Index == 0
 	}
 	return len(q.items) == 0 || slices.ContainsFunc(q.items, func(i queryItem) bool { return i.matches(t) })
 }

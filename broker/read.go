@@ -127,19 +127,24 @@ func (r *reader) serveGet(ctx context.Context, m *natslink.Message) error {
 		Txid  *uint64 `json:"txid"`
 		Lock  *string `json:"lock"`
 		MsgID *string `json:"msg_id"`
+
+		Session    *string `json:"session"`
+		SessionSeq *uint64 `json:"session_seq"`
 	}
 	if err := smallJSON(m.Payload, &g); err != nil {
 		return err
 	}
 	given := 0
-	for _, is := range []bool{g.Txid != nil, g.Lock != nil, g.MsgID != nil} {
+	for _, is := range []bool{g.Txid != nil, g.Lock != nil, g.MsgID != nil, g.Session != nil} {
 		if is {
 			given++
 		}
 	}
 	switch {
-	case given != 1:
-		return subjects.Errorf(subjects.BadRequest, `body: give one of {"txid":812}, {"lock":"account.42"} and {"msg_id":"7f2c"}`)
+	case given != 1 || (g.Session != nil) != (g.SessionSeq != nil):
+		return subjects.Errorf(subjects.BadRequest, `body: give one of {"txid":812}, {"lock":"account.42"}, {"msg_id":"7f2c"} and {"session":"w7f2c","session_seq":3}`)
+	case g.Session != nil:
+		return r.getByNumber(ctx, m.Reply, *g.Session, *g.SessionSeq)
 	case g.Lock != nil:
 		return r.getByLock(ctx, m.Reply, *g.Lock)
 	case g.MsgID != nil:
@@ -175,6 +180,20 @@ func (r *reader) getByMsgID(ctx context.Context, reply, id string) error {
 		return errRestoring(r.partition)
 	}
 	return r.getNewest(ctx, reply, at, at.mark, query{msgID: id, fromTime: math.MinInt64}, fmt.Sprintf("has the message id %q", id))
+}
+
+func (r *reader) getByNumber(ctx context.Context, reply, session string, seq uint64) error {
+	if err := subjects.CheckSession(session); err != nil {
+		return err
+	}
+	if seq == 0 {
+		return subjects.Errorf(subjects.BadRequest, "session_seq is 0: the first transaction of a session has number 1")
+	}
+	at := r.position()
+	if at.restoring {
+		return errRestoring(r.partition)
+	}
+	return r.getNewest(ctx, reply, at, at.mark, query{session: session, seq: seq, fromTime: math.MinInt64}, fmt.Sprintf("is number %d of session %q", seq, session))
 }
 
 // getNewest answers with the newest transaction, up to one, that a query asks

@@ -335,8 +335,11 @@ func (s *sequencer) outcome(f judged) outcome {
 	case lockmgr.WrongSeq:
 		return outcome{err: wrongSeq(r, v)}
 	case lockmgr.WrongLast:
-		return outcome{err: subjects.Errorf(subjects.WrongLast,
-			"expected last sequence %d is not the high-water mark", r.cert.ExpectedLast)}
+		e := subjects.Errorf(subjects.WrongLast, "expected last sequence %d is not the high-water mark", r.cert.ExpectedLast)
+		if before := r.cert.SessionSeq - 1; r.cert.SessionSeq > 0 {
+			e.SessionSeq = &before // its number was right
+		}
+		return outcome{err: e}
 	}
 	if f.matched != nil {
 		return outcome{err: matched(f.matched, &r.unless[f.matched.Item], r.cert.HighWaterMark)}

@@ -102,8 +102,25 @@ func TestSessions(t *testing.T) {
 	n, nc = reopen(t, n, dir, opts)
 	checks()
 
+	getNumber := func(seq int, name string) string {
+		t.Helper()
+		return ask(t, nc, "cantus.get.0", fmt.Sprintf(`{"session":%q,"session_seq":%d}`, name, seq)).Header.Get("Cantus-Txid")
+	}
+	if txid := getNumber(2, "s"); txid != "2" {
+		t.Errorf("number 2 of s is txid %q", txid)
+	}
+	if m := ask(t, nc, "cantus.get.0", `{"session":"s","session_seq":4}`); !strings.Contains(m.Header.Get(subjects.HeaderError), `not_found: no transaction is number 4 of session "s"`) {
+		t.Errorf("number 4 of s: %v", m.Header)
+	}
+	for _, body := range []string{`{"session":"s"}`, `{"session_seq":1}`, `{"session":"s","session_seq":0}`, `{"session":"a b","session_seq":1}`, `{"txid":1,"session":"s","session_seq":1}`} {
+		if m := ask(t, nc, "cantus.get.0", body); m.Header.Get(subjects.HeaderErrorCode) != "400" {
+			t.Errorf("%s: %v", body, m.Header)
+		}
+	}
+	r := appendOne(t, nc, inSession("s", 4, 3, "Nats-Expected-Last-Sequence", "2")...)
+	wantWrongSeq(t, r, 3, "expected last sequence 2 is not the high-water mark")
 	appendOne(t, nc, "Cantus-Append-Lock", "hot") // txid 4
-	r := appendOne(t, nc, inSession("s", 4, 3, "Cantus-Write-Lock", "hot")...)
+	r = appendOne(t, nc, inSession("s", 4, 3, "Cantus-Write-Lock", "hot")...)
 	if r.Error == nil || r.Error.Reason != subjects.Conflict || r.Error.Txid != 4 {
 		t.Errorf("after another one's: %+v", r)
 	}
@@ -118,6 +135,11 @@ func TestSessions(t *testing.T) {
 	_, nc = reopen(t, n, dir, opts)
 	wantCommitted(t, atomicBatch(t, nc, items, inSession("s", 4, 4)...), 5, 2, true)
 	wantCommitted(t, atomicBatch(t, nc, items, inSession("s", 5, 4)...), 7, 2, false)
+	for seq, want := range map[int]string{4: "5", 5: "7"} {
+		if txid := getNumber(seq, "s"); txid != want {
+			t.Errorf("number %d of s is txid %q, want %s", seq, txid, want)
+		}
+	}
 	for _, m := range readAll(t, nc, 0, 5) {
 		if m.Header.Get("Cantus-Session") != "s" {
 			t.Errorf("txid %s has the header %v", m.Header.Get("Cantus-Txid"), m.Header)

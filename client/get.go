@@ -31,6 +31,13 @@ func (c *Client) ByID(ctx context.Context, partition int, id string) (*Transacti
 	return c.get(ctx, partition, subjects.GetRequest{MsgID: id})
 }
 
+// ByNumber returns the transaction with a number in a session, however old it
+// is: it says what became of it. It returns [ErrNotFound] if no transaction
+// that is kept is that one. It retries until ctx ends.
+func (c *Client) ByNumber(ctx context.Context, partition int, session string, seq uint64) (*Transaction, error) {
+	return c.get(ctx, partition, subjects.GetRequest{Session: session, SessionSeq: seq})
+}
+
 func (c *Client) get(ctx context.Context, partition int, what subjects.GetRequest) (tx *Transaction, err error) {
 	body, err := json.Marshal(what)
 	if err != nil {

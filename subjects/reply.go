@@ -77,7 +77,8 @@ type ReadRequest struct {
 	Cluster string `json:"cluster,omitempty"`
 }
 
-// GetRequest is the body of a get: exactly one of its fields is set.
+// GetRequest is the body of a get: one of Txid, Lock, MsgID
+// and Session is set.
 type GetRequest struct {
 	// Txid asks for the transaction with this txid.
 	Txid uint64 `json:"txid,omitempty"`
@@ -85,6 +86,10 @@ type GetRequest struct {
 	Lock string `json:"lock,omitempty"`
 	// MsgID asks for the newest transaction with a message id.
 	MsgID string `json:"msg_id,omitempty"`
+	// Session and SessionSeq ask for a transaction by its number in a session,
+	// for the first one if that is an atomic batch.
+	Session    string `json:"session,omitempty"`
+	SessionSeq uint64 `json:"session_seq,omitempty"`
 }
 
 // QueryItem selects the transactions that are of one of the kinds, unless it

@@ -18,8 +18,12 @@ type getCmd struct {
 
 	Lock    lockName `placeholder:"LOCK" help:"Instead of TXID: the last transaction that recorded a lock overlapping this one."`
 	ID      string   `placeholder:"ID" help:"Instead of TXID: the last transaction with this message id."`
-	JSON    bool     `name:"json" xor:"form" help:"Print one JSON object, as read --json does."`
-	Payload bool     `xor:"form" help:"Write the payload alone, byte for byte."`
+	Session string   `placeholder:"NAME" help:"Instead of TXID: a transaction of this session, with --session-seq."`
+
+	SessionSeq uint64 `placeholder:"N" help:"Number of the transaction in the session, from 1 on."`
+
+	JSON    bool `name:"json" xor:"form" help:"Print one JSON object, as read --json does."`
+	Payload bool `xor:"form" help:"Write the payload alone, byte for byte."`
 
 	connection
 }
@@ -30,6 +34,7 @@ func (*getCmd) Help() string {
   cantus get 0 812
   cantus get 0 --lock account.42 --json
   cantus get 0 --id 7f2c
+  cantus get 0 --session w7f2c --session-seq 3
   cantus get 0 812 --payload >transfer.json
 
 Exit status: 1 if there is no such transaction.`
@@ -37,16 +42,18 @@ Exit status: 1 if there is no such transaction.`
 
 // Run shows one transaction.
 func (c *getCmd) Run(ctx context.Context, p *program) error {
-	request := subjects.GetRequest{Lock: string(c.Lock), MsgID: c.ID}
+	request := subjects.GetRequest{Lock: string(c.Lock), MsgID: c.ID, Session: c.Session, SessionSeq: c.SessionSeq}
 	given := 0
-	for _, is := range []bool{c.Txid != nil, c.Lock != "", c.ID != ""} {
+	for _, is := range []bool{c.Txid != nil, c.Lock != "", c.ID != "", c.Session != ""} {
 		if is {
 			given++
 		}
 	}
 	switch {
 	case given != 1:
-		return usagef("name the transaction by its TXID, --lock or --id, such as \"cantus get 0 812\"")
+		return usagef("name the transaction by its TXID, --lock, --id or --session, such as \"cantus get 0 812\"")
+	case (c.Session != "") != (c.SessionSeq != 0):
+		return usagef("--session and --session-seq go together: give a session and a number in it, from 1 on")
 	case c.Txid != nil && *c.Txid == 0:
 		return usagef("there is no transaction 0: txids begin at 1")
 	case c.Txid != nil:

@@ -32,6 +32,8 @@ func TestAppendInASession(t *testing.T) {
 	n.wantRun(0, `"txid":2,.*"session":"s1","session_seq":2,"payload":"x`, "get", "0", "2", "--json")
 	n.wantRun(0, `\nsession:         s1, number 2\n`, "get", "0", "2")
 
+	n.wantRun(0, `^txid: +3\n`, "get", "0", "--session", "s1", "--session-seq", "3")
+
 	for _, c := range []struct{ want, args string }{
 		{`--session needs --session-seq N`, "--session s1"},
 		{`--session-seq is a number in a session: name that by --session`, "--session-seq 1"},

@@ -55,7 +55,7 @@ func (a *attempt) open() bool {
 // lastNumber returns the last number of the session that a refusal names, nil
 // if it names none.
 func (a *attempt) lastNumber() *uint64 {
-	if a.result.Outcome != Refused || a.result.Error.Reason != subjects.WrongLast || a.tx.Session == "" {
+	if a.result.Outcome != Refused || a.result.Error.Reason != subjects.WrongLast || a.tx.Session == "" || a.tx.ExpectedLast != nil {
 		return nil
 	}
 	return a.result.Error.SessionSeq
