@@ -123,6 +123,18 @@ func (j *dataJudge) newestBesides(session string, all []uint64) uint64 {
 	return 0
 }
 
+// isRecorded reports whether a transaction after a request's mark, and not of
+// its session, has recorded a lock that the request conflicted with.
+func (j *dataJudge) isRecorded(r *dataRequest, c subjects.ConflictingLock) bool {
+	item := queryItem{locks: []string{c.Lock}, besides: r.session}
+	for txid := r.mark + 1; txid <= min(c.Txid, uint64(len(j.log))); txid++ {
+		if j.log[txid-1].matches(&item) {
+			return true
+		}
+	}
+	return false
+}
+
 // judgeSessions checks that the numbers of each session are in the log in
 // order, without gaps.
 func (j *dataJudge) judgeSessions() {
