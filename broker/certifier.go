@@ -146,14 +146,14 @@ func (c *certifier) match(r *request, passed []*request) *subjects.MatchedCondit
 	}
 	for i := range r.unless {
 		base := r.base()
-		if c.bound(&r.unless[i]) <= base {
+		if c.bound(r, &r.unless[i]) <= base {
 			continue
 		}
 		if base < c.recent.start && r.finding != nil && r.finding.checks >= maxLogChecks {
 			return &subjects.MatchedCondition{Item: i, Txid: c.recent.start, Forgotten: true}
 		}
 		if low := max(base, r.early.through); low < c.table.Last() {
-			txid, err := c.recent.find(&r.unless[i], low, passed, c.stepsOf(r))
+			txid, err := c.recent.find(&r.unless[i], low, c.bound(r, &r.unless[i]), passed, c.stepsOf(r))
 			if err != nil {
 				return &subjects.MatchedCondition{Item: i, Txid: c.table.Last(), Forgotten: true}
 			}
@@ -186,10 +186,10 @@ func (c *certifier) matchEarly(r *request) (ok bool) {
 	}
 	base := r.base()
 	for i := range r.unless {
-		if c.bound(&r.unless[i]) <= base {
+		if c.bound(r, &r.unless[i]) <= base {
 			continue
 		}
-		txid, err := c.recent.find(&r.unless[i], max(base, c.recent.start), nil, c.stepsOf(r))
+		txid, err := c.recent.find(&r.unless[i], max(base, c.recent.start), c.bound(r, &r.unless[i]), nil, c.stepsOf(r))
 		if err != nil && (r.finding == nil || r.finding.checks < maxLogChecks) {
 			return false
 		}
@@ -217,11 +217,10 @@ func (c *certifier) stepsOf(r *request) *int {
 
 // bound returns the last transaction that an item can match: the locks are
 // recorded together up to there at most.
-func (c *certifier) bound(item *queryItem) uint64 {
+func (c *certifier) bound(r *request, item *queryItem) uint64 {
 	last := c.table.Last()
 	for _, l := range item.locks {
-		newest, _ := c.table.NewestOf(l)
-		last = min(last, newest)
+		last = min(last, c.table.NewestBesides(l, r.cert.Session))
 	}
 	return last
 }
@@ -277,7 +276,7 @@ func (c *certifier) isRemembered(r *request) bool {
 // that is not among the recent ones.
 func (c *certifier) isUnremembered(r *request, item *queryItem) bool {
 	base := r.base()
-	return base < c.recent.start && c.bound(item) > base
+	return base < c.recent.start && c.bound(r, item) > base
 }
 
 // unremembered is what a certifier does not remember for a request.
@@ -299,7 +298,7 @@ func (c *certifier) unremembered(r *request) (u unremembered) {
 	}
 	u.unknown = c.table.Unknown(nil, &r.cert)
 	for i := range r.unless {
-		if c.bound(&r.unless[i]) > r.base() { // the recent transactions may have one, too
+		if c.bound(r, &r.unless[i]) > r.base() { // the recent transactions may have one, too
 			u.items = append(u.items, i)
 		}
 	}

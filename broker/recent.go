@@ -35,6 +35,9 @@ type recent struct {
 	newest  map[nameindex.Key]uint64 // the number of a key's newest entry
 	indexed uint64                   // the last transaction in entries, start or later
 
+	sessions []*recentSession          // of the transactions that are indexed, nil for none
+	byName   map[string]*recentSession // those in sessions
+
 	terms [][]uint64 // scratch of a search: the entries where it is, by term and key
 	keys  []nameindex.Key
 	tx    wal.Transaction
@@ -90,14 +93,22 @@ type recentEntry struct {
 	older uint64 // the number of the next older entry of the key, 0 for none; it may be dropped
 }
 
+// recentSession is a session that some of the recent transactions are in.
+type recentSession struct {
+	name  string
+	count int // how many
+}
+
 func newRecent() *recent {
-	return &recent{most: recentCount, steps: searchSteps, hasher: nameindex.NewHasher(rand.Uint64()), newest: map[nameindex.Key]uint64{}}
+	return &recent{byName: map[string]*recentSession{}, most: recentCount, steps: searchSteps, hasher: nameindex.NewHasher(rand.Uint64()), newest: map[nameindex.Key]uint64{}}
 }
 
 // reset forgets everything. The next transaction is the one after last.
 func (r *recent) reset(last uint64) {
 	clear(r.batches)
 	clear(r.newest)
+	clear(r.byName)
+	r.sessions = nil
 	r.batches, r.entries, r.dropped = r.batches[:0], nil, 0
 	r.start, r.indexed, r.bytes = last, last, 0
 }
@@ -134,6 +145,16 @@ func (r *recent) add(b recentBatch, committed uint64) {
 
 // forget drops the entries of transactions that were dropped.
 func (r *recent) forget() {
+	kept := int(max(r.indexed, r.start) - r.start)
+	for _, s := range r.sessions[:max(len(r.sessions)-kept, 0)] {
+		if s == nil {
+			continue
+		}
+		if s.count--; s.count == 0 {
+			delete(r.byName, s.name)
+		}
+	}
+	r.sessions = r.sessions[max(len(r.sessions)-kept, 0):]
 	r.indexed = max(r.indexed, r.start)
 	n := 0
 	for ; n < len(r.entries) && r.entries[n].txid <= r.start; n++ {
@@ -164,7 +185,22 @@ func (r *recent) index(t *wal.Transaction, txid uint64) {
 		r.entries = append(r.entries, recentEntry{key, txid, older})
 		r.newest[key] = r.dropped + uint64(len(r.entries))
 	}
+	r.sessions = append(r.sessions, r.sessionOf(t))
 	r.indexed = txid
+}
+
+// sessionOf counts a transaction as one of its session.
+func (r *recent) sessionOf(t *wal.Transaction) *recentSession {
+	if t.SessionSeq == 0 {
+		return nil
+	}
+	s := r.byName[string(t.Session)]
+	if s == nil {
+		s = &recentSession{name: string(t.Session)}
+		r.byName[s.name] = s
+	}
+	s.count++
+	return s
 }
 
 // level indexes what is not indexed yet: of the batches, and of passed, which
@@ -189,15 +225,20 @@ func (r *recent) level(passed []*request) error {
 	return nil
 }
 
-// find returns the newest transaction after base that an item matches, 0 for
-// none. No transaction before base is looked at, and base is start or later.
-// passed were certified after the last batch. It takes steps away, and returns
-// errSteps if there are not enough.
-func (r *recent) find(item *queryItem, base uint64, passed []*request, steps *int) (txid uint64, err error) {
+// find returns the newest transaction after base and up to high that an item
+// matches, 0 for none. No other transaction is looked at, and base is start or
+// later. passed were certified after the last batch. It takes steps away, and
+// returns errSteps if there are not enough.
+func (r *recent) find(item *queryItem, base, high uint64, passed []*request, steps *int) (txid uint64, err error) {
 	if err := r.level(passed); err != nil {
 		return 0, err
 	}
-	for txid = range r.candidates(item, base, steps) {
+	own := r.byName[item.besides]
+	for txid = range r.candidates(item, base, high, steps) {
+		if own != nil && r.sessions[len(r.sessions)-1-int(r.indexed-txid)] == own {
+			*steps--
+			continue
+		}
 		if *steps -= transactionSteps; *steps < 0 {
 			break
 		}
@@ -212,10 +253,10 @@ func (r *recent) find(item *queryItem, base uint64, passed []*request, steps *in
 	return 0, nil
 }
 
-// candidates iterates over the transactions after base that have a key of each
-// term of an item, the newest first. Each step takes the newest transaction
-// that every term can still have.
-func (r *recent) candidates(item *queryItem, base uint64, steps *int) iter.Seq[uint64] {
+// candidates iterates over the transactions after base and up to high that have
+// a key of each term of an item, the newest first. Each step takes the newest
+// transaction that every term can still have.
+func (r *recent) candidates(item *queryItem, base, high uint64, steps *int) iter.Seq[uint64] {
 	return func(yield func(uint64) bool) {
 		terms := item.terms(r.hasher)
 		r.terms = r.terms[:0]
@@ -226,7 +267,7 @@ func (r *recent) candidates(item *queryItem, base uint64, steps *int) iter.Seq[u
 			}
 			r.terms = append(r.terms, at)
 		}
-		for at := r.indexed; at > base; {
+		for at := min(r.indexed, high); at > base; {
 			low := at
 			for _, term := range r.terms {
 				low = min(low, r.descend(term, at, steps))

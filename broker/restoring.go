@@ -2,6 +2,7 @@ package broker
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -314,6 +315,9 @@ func checkStored(t *wal.Transaction) error {
 	if t.SessionSeq > 0 {
 		if err := subjects.CheckSession(text(t.Session)); err != nil {
 			return err
+		}
+		if t.SessionSeq == math.MaxUint64 {
+			return fmt.Errorf("number %d of session %q: none can follow", t.SessionSeq, t.Session)
 		}
 		if len(t.MsgID) > 0 {
 			return fmt.Errorf("message id %q beside session %q", clip(t.MsgID), t.Session)

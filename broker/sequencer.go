@@ -325,6 +325,9 @@ func (s *sequencer) outcome(f judged) outcome {
 		return outcome{txid: v.Txid, time: v.Time, duplicate: true}
 	case lockmgr.IDReused:
 		e := subjects.Errorf(subjects.IDReused, "message id %q stands for another payload, of txid %d: use a new id", clip(r.tx.MsgID), v.Txid)
+		if r.tx.SessionSeq > 0 {
+			e = subjects.Errorf(subjects.IDReused, "number %d of session %q has another payload, at txid %d: give each transaction a number of its own", r.tx.SessionSeq, clip(r.tx.Session), v.Txid)
+		}
 		e.Txid = v.Txid
 		return outcome{err: e}
 	case lockmgr.Ahead:

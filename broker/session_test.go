@@ -83,11 +83,14 @@ func TestSessions(t *testing.T) {
 		if r, _ := tryAppend(nc, "n2", inSession("s", 2, 0)...); r.Txid != 2 || !r.Duplicate {
 			t.Errorf("a repeat: %+v, %v", r, r.Error)
 		}
-		if r, _ := tryAppend(nc, "other", inSession("s", 2, 0)...); r.Error == nil || r.Error.Reason != subjects.IDReused || r.Error.Txid != 2 {
+		if r, _ := tryAppend(nc, "other", inSession("s", 2, 0)...); r.Error == nil || r.Error.Reason != subjects.IDReused || r.Error.Txid != 2 || !strings.Contains(r.Error.Message, `number 2 of session "s" has another payload`) {
 			t.Errorf("another payload: %+v", r.Error)
 		}
 		wantWrongSeq(t, appendOne(t, nc, inSession("s", 5, 0)...), 3, `number 4 of session "s" was not accepted: the last that was is 3, so send 4 first`)
 		wantWrongSeq(t, appendOne(t, nc, inSession("never", 2, 0)...), 0, `session "never" was not accepted: the last that was is 0`)
+		if r := appendOne(t, nc, inSession("s", 9, 1000)...); r.Error == nil || r.Error.Reason != subjects.Ahead {
+			t.Errorf("a mark beyond the end: %+v", r.Error)
+		}
 		// Others conflict with the session, and it with them.
 		r := appendOne(t, nc, "Cantus-High-Water-Mark", "2", "Cantus-Write-Lock", "hot")
 		if r.Error == nil || r.Error.Txid != 3 {
@@ -239,5 +242,48 @@ func TestATrimmedSessionIsForgotten(t *testing.T) {
 	wantWrongSeq(t, appendOne(t, nc, inSession("s", 1, 2)...), -1, "may have begun after high-water mark 2 and be forgotten")
 	if r := appendOne(t, nc, inSession("t", 1, 3)...); r.Error != nil {
 		t.Error(r.Error.Message)
+	}
+}
+
+// A session's own transactions don't use up the steps that a condition may
+// take: in one message, and one by one.
+func TestManyOwnTransactionsUnderACondition(t *testing.T) {
+	const count = 300
+	for name, headers := range map[string][]string{
+		"lock": {"Cantus-Unless", `{"locks":["hot"]}`, "Cantus-Append-Lock", "hot"},
+		"kind": {"Cantus-Unless", `{"kinds":["k"]}`, "Cantus-Kind", "k"},
+	} {
+		_, nc := one(t, broker.Options{})
+		var batch [][]byte
+		for seq := 1; seq <= 40; seq++ {
+			batch = append(batch, item("x", inSession("s", seq, 0, headers...)...))
+		}
+		var r subjects.BatchReply
+		if err := json.Unmarshal(ask(t, nc, "cantus.batch.0", string(slices.Concat(batch...))).Data, &r); err != nil {
+			t.Fatal(err)
+		}
+		if len(r.Results) != 1 || r.Results[0].Error != nil {
+			t.Errorf("%s: in one message: %+v", name, r.Results)
+		}
+		answers, err := nc.SubscribeSync(nats.NewInbox())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for seq := 41; seq <= count; seq++ {
+			m := message("cantus.append.0", "x", inSession("s", seq, 0, headers...)...)
+			m.Reply = answers.Subject
+			if err := nc.PublishMsg(m); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for seq := 41; seq <= count; seq++ {
+			m, err := answers.NextMsg(patience)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Header.Get(subjects.HeaderError) != "" {
+				t.Fatalf("%s, number %d: %s", name, seq, m.Data)
+			}
+		}
 	}
 }

@@ -59,9 +59,12 @@ func (s *sessions) check(most int) error {
 // that are not known.
 func (t *table) checkOwners() error {
 	for key, o := range t.owners {
-		r := t.prefixes.at(uint32(key >> 1)).recorders
+		p := t.prefixes.at(uint32(key >> 1))
+		r := p.recorders
 		if key&1 == 0 {
 			r = t.locks.at(uint32(key >> 1)).recorders
+		} else if !p.owned {
+			return fmt.Errorf("prefix %d has the owner %+v, and does not say so", key>>1, o)
 		}
 		if o.pending.session != (ID{}) && r.newest <= o.pending.other || o.committed.session != (ID{}) && r.committed <= o.committed.other {
 			return fmt.Errorf("owner %d of %+v: %+v", key, r, o)

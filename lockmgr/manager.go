@@ -47,8 +47,8 @@ func New(opts Options) *Manager {
 // that it will be recorded with, in Unix nanoseconds; the caller ensures that
 // it never decreases.
 //
-// The message id is checked first, then the session, the time, the high-water
-// mark, the expected last txid, and the locks.
+// The message id is checked first, then the high-water mark, the session, the
+// time, the expected last txid, and the locks.
 func (m *Manager) Certify(tx *Transaction, now int64) Verdict {
 	v := m.Check(tx, now)
 	if v.Outcome == Pass {
@@ -65,14 +65,14 @@ func (m *Manager) Check(tx *Transaction, now int64) Verdict {
 	if v := m.checkID(tx, m.use, now); v.Outcome != Pass {
 		return v
 	}
+	if tx.HasHighWaterMark && tx.HighWaterMark > m.Last() {
+		return Verdict{Outcome: Ahead}
+	}
 	if v := m.checkSession(tx); v.Outcome != Pass {
 		return v
 	}
 	if tx.HasNotAfter && now > tx.NotAfter {
 		return Verdict{Outcome: Expired}
-	}
-	if tx.HasHighWaterMark && tx.HighWaterMark > m.Last() {
-		return Verdict{Outcome: Ahead}
 	}
 	if v := m.checkLast(tx); v.Outcome != Pass {
 		return v
@@ -435,12 +435,15 @@ func (m *Manager) Newest(name string) (txid uint64, exact bool) {
 	return m.floor, false
 }
 
-// NewestOf is Newest for the transactions in flight and the committed ones.
-func (m *Manager) NewestOf(name string) (txid uint64, exact bool) {
-	if r, _ := m.locks.overlapping(name); r.newest != 0 {
-		return r.newest, true
+// NewestBesides returns the newest transaction, in flight or committed, that
+// recorded a lock overlapping name and is not of a session (the zero ID is
+// none). If the table does not know one it returns the floor: the newest, if
+// there ever was one, is at or below.
+func (m *Manager) NewestBesides(name string, session ID) uint64 {
+	if txid, _, known := m.newestOther(name, session); known {
+		return txid
 	}
-	return m.floor, false
+	return m.floor
 }
 
 // Committed returns the last txid recorded, 0 at the start.

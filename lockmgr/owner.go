@@ -73,25 +73,31 @@ func (t *table) newestOther(name string, session ID) (newest uint64, i uint32) {
 }
 
 // setOwner sets what is known of a lock or prefix, and forgets it if that is
-// nothing.
-func (t *table) setOwner(key ownerKey, o owner) {
-	if o == (owner{}) {
-		delete(t.owners, key)
-	} else {
+// nothing. was reports whether something was known before, and is whether it is
+// now.
+func (t *table) setOwner(key ownerKey, o owner, was bool) (is bool) {
+	if is = o != (owner{}); is {
 		t.owners[key] = o
+	} else if was {
+		delete(t.owners, key)
 	}
+	return is
 }
 
-// eachOwner changes the owners of a lock and of the prefixes above it. change
-// gets the recorders that they have.
-func (t *table) eachOwner(i uint32, change func(o owner, r recorders) owner) {
+// eachOwner changes the owners of a lock and of the prefixes above it, because
+// of a transaction of a session, or of none. change gets the recorders that
+// they have. Without a session, nothing becomes of what has no owner.
+func (t *table) eachOwner(i uint32, session ID, change func(o owner, r recorders) owner) {
 	l := t.locks.at(i)
-	key := lockKey(i)
-	t.setOwner(key, change(t.owners[key], l.recorders))
+	if o, was := t.owners[lockKey(i)]; was || session != (ID{}) {
+		t.setOwner(lockKey(i), change(o, l.recorders), was)
+	}
 	for at := l.parent; ; {
 		p := t.prefixes.at(at)
-		key = prefixKey(at)
-		t.setOwner(key, change(t.owners[key], p.recorders))
+		if p.owned || session != (ID{}) {
+			key := prefixKey(at)
+			p.owned = t.setOwner(key, change(t.owners[key], p.recorders), p.owned)
+		}
 		if at == 0 {
 			return
 		}
@@ -105,7 +111,7 @@ func (t *table) ownPending(i uint32, session ID) {
 	if session == (ID{}) && len(t.owners) == 0 {
 		return
 	}
-	t.eachOwner(i, func(o owner, r recorders) owner {
+	t.eachOwner(i, session, func(o owner, r recorders) owner {
 		o.pending = o.pending.by(session, r.newest)
 		return o
 	})
@@ -116,7 +122,7 @@ func (t *table) ownCommitted(i uint32, session ID) {
 	if session == (ID{}) && len(t.owners) == 0 {
 		return
 	}
-	t.eachOwner(i, func(o owner, r recorders) owner {
+	t.eachOwner(i, session, func(o owner, r recorders) owner {
 		o.committed = o.committed.by(session, r.committed)
 		return o
 	})
@@ -127,7 +133,7 @@ func (t *table) ownOlder(i uint32, txid uint64, session ID) {
 	if session == (ID{}) && len(t.owners) == 0 {
 		return
 	}
-	t.eachOwner(i, func(o owner, r recorders) owner {
+	t.eachOwner(i, session, func(o owner, r recorders) owner {
 		switch is := o.committed; {
 		case r.committed == 0:
 			o.committed = owned{session: session}
@@ -145,7 +151,7 @@ func (t *table) revertOwners(i uint32) {
 	if len(t.owners) == 0 {
 		return
 	}
-	t.eachOwner(i, func(o owner, _ recorders) owner {
+	t.eachOwner(i, ID{}, func(o owner, _ recorders) owner {
 		o.pending = o.committed
 		return o
 	})
@@ -156,7 +162,7 @@ func (t *table) revertOwners(i uint32) {
 func (t *table) disownCommitted(key ownerKey) {
 	if o, ok := t.owners[key]; ok {
 		o.committed = owned{}
-		t.setOwner(key, o)
+		t.setOwner(key, o, true)
 	}
 }
 

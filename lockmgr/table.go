@@ -51,6 +51,7 @@ type prefix struct {
 	below     uint32 // locks and prefixes directly below
 	kept      uint32 // of them have a committed recorder
 	token     token
+	owned     bool // it is among the table's owners
 }
 
 func newTable() *table {
@@ -302,7 +303,10 @@ func (t *table) leave(at uint32) {
 			return
 		}
 		p.committed = 0
-		t.disownCommitted(prefixKey(at))
+		if p.owned {
+			t.disownCommitted(prefixKey(at))
+			_, p.owned = t.owners[prefixKey(at)]
+		}
 		if at == 0 {
 			return
 		}
@@ -320,7 +324,10 @@ func (t *table) release(at uint32) {
 			return
 		}
 		p.newest = 0
-		t.disown(prefixKey(at))
+		if p.owned {
+			t.disown(prefixKey(at))
+			p.owned = false
+		}
 		if at == 0 {
 			return
 		}

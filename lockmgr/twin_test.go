@@ -160,6 +160,9 @@ func (w *twin) certify(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 	if v := w.duplicate(tx, now); v.Outcome != lockmgr.Pass {
 		return v
 	}
+	if tx.HasHighWaterMark && tx.HighWaterMark > w.last() {
+		return lockmgr.Verdict{Outcome: lockmgr.Ahead}
+	}
 	if tx.Session != (lockmgr.ID{}) {
 		if v := w.session(tx); v.Outcome != lockmgr.Pass {
 			return v
@@ -167,9 +170,6 @@ func (w *twin) certify(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 	}
 	if tx.HasNotAfter && now > tx.NotAfter {
 		return lockmgr.Verdict{Outcome: lockmgr.Expired}
-	}
-	if tx.HasHighWaterMark && tx.HighWaterMark > w.last() {
-		return lockmgr.Verdict{Outcome: lockmgr.Ahead}
 	}
 	if tx.HasExpectedLast && tx.ExpectedLast != w.last() {
 		v := lockmgr.Verdict{Outcome: lockmgr.WrongLast}
