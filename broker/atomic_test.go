@@ -234,7 +234,10 @@ func TestNotAfter(t *testing.T) {
 	if r := appendOne(t, nc, "Cantus-Not-After", past, "Nats-Msg-Id", "a"); r.Txid != 1 || !r.Duplicate {
 		t.Errorf("%+v", r)
 	}
-	if r := appendOne(t, nc, "Cantus-Not-After", past, "Cantus-High-Water-Mark", "99"); r.Error == nil || r.Error.Reason != subjects.Expired {
+	if r := appendOne(t, nc, "Cantus-Not-After", past, "Nats-Expected-Last-Sequence", "99"); r.Error == nil || r.Error.Reason != subjects.Expired {
+		t.Errorf("%+v", r)
+	}
+	if r := appendOne(t, nc, "Cantus-Not-After", past, "Cantus-High-Water-Mark", "99"); r.Error == nil || r.Error.Reason != subjects.Ahead {
 		t.Errorf("%+v", r)
 	}
 	two := [][]byte{item("a"), item("b")}

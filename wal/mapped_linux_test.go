@@ -3,6 +3,7 @@ package wal_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -365,10 +366,15 @@ func TestUnmappableMergedTable(t *testing.T) {
 	}
 	last := l.LastIndex()
 	_ = s.Close() // leaves the compaction, as the end of the process does
-	left := t.TempDir()
-	if err := os.CopyFS(left, os.DirFS(dir)); err != nil {
-		t.Fatal(err)
-	}
+	var left string
+	testkit.Until(t, "the directory is copied between two removals", func() bool {
+		left = t.TempDir()
+		err := os.CopyFS(left, os.DirFS(dir))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
 	unmappable.Store(false)
 	if r := wal.VerifyLog(openStore(t, left, small()).Log(0), wal.Base{}); r.Err != nil || r.LastTxid != last {
 		t.Errorf("%+v, want up to %d", r, last)

@@ -89,6 +89,15 @@ var defects = []defect{
 	{"locks-forgotten", "a follower does not record locks: they are forgotten when the leader changes", "broker", []edit{{
 		"broker/certifier.go", "		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)", "		c.cert.Locks = nil\n		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)",
 	}}},
+	{"session-gap", "a number of a session passes although the one before was not accepted", "broker", []edit{{
+		"lockmgr/manager.go", "	if tx.SessionSeq == s.seq+1 {", "	if tx.SessionSeq > s.seq {",
+	}}},
+	{"session-own-lock", "a session conflicts with what it has recorded itself", "broker", []edit{{
+		"lockmgr/owner.go", "	if o := t.owners[key].pending; o.session == session {", "	if o := t.owners[key].pending; o.session == session && o.other > 0 {",
+	}}},
+	{"session-hides-others", "what others have recorded between two transactions of a session does not conflict", "broker", []edit{{
+		"lockmgr/owner.go", "	return owned{session, newest}\n", "	return owned{session, o.other}\n",
+	}}},
 	{"ids-forgotten", "a follower does not record message ids: they are forgotten when the leader changes", "broker", []edit{{
 		"broker/certifier.go", "		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)", "		c.cert.ID = lockmgr.ID{}\n		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)",
 	}}},
