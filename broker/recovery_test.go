@@ -137,6 +137,7 @@ func TestANameFromBeforeAnEarlierRecoveryIsRefused(t *testing.T) {
 	}
 	keep(t, c.conn("n1"), 0, "v", "v")
 	c.checkSame(0, "n1", "n3")
+	c.checkSame(1, "n1", "n3")
 	c.stop("n3")
 	c.stop("n1")
 
