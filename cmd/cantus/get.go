@@ -20,7 +20,7 @@ type getCmd struct {
 	ID      string   `placeholder:"ID" help:"Instead of TXID: the last transaction with this message id."`
 	Session string   `placeholder:"NAME" help:"Instead of TXID: a transaction of this session, with --session-seq."`
 
-	SessionSeq uint64 `placeholder:"N" help:"Number of the transaction in the session, from 1 on."`
+	SessionSeq *txid `placeholder:"N" help:"Number of the transaction in the session, from 1 on."`
 
 	JSON    bool `name:"json" xor:"form" help:"Print one JSON object, as read --json does."`
 	Payload bool `xor:"form" help:"Write the payload alone, byte for byte."`
@@ -42,7 +42,10 @@ Exit status: 1 if there is no such transaction.`
 
 // Run shows one transaction.
 func (c *getCmd) Run(ctx context.Context, p *program) error {
-	request := subjects.GetRequest{Lock: string(c.Lock), MsgID: c.ID, Session: c.Session, SessionSeq: c.SessionSeq}
+	request := subjects.GetRequest{Lock: string(c.Lock), MsgID: c.ID, Session: c.Session}
+	if c.SessionSeq != nil {
+		request.SessionSeq = uint64(*c.SessionSeq)
+	}
 	given := 0
 	for _, is := range []bool{c.Txid != nil, c.Lock != "", c.ID != "", c.Session != ""} {
 		if is {
@@ -52,7 +55,7 @@ func (c *getCmd) Run(ctx context.Context, p *program) error {
 	switch {
 	case given != 1:
 		return usagef("name the transaction by its TXID, --lock, --id or --session, such as \"cantus get 0 812\"")
-	case (c.Session != "") != (c.SessionSeq != 0):
+	case (c.Session != "") != (request.SessionSeq > 0):
 		return usagef("--session and --session-seq go together: give a session and a number in it, from 1 on")
 	case c.Txid != nil && *c.Txid == 0:
 		return usagef("there is no transaction 0: txids begin at 1")
