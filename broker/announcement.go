@@ -15,14 +15,6 @@ import (
 // docs/adr/0008.
 const protocolVersion = 3
 
-// The versions of the records in batches: the first that has atomic batches,
-// the first that has sessions, and the newest that this node reads.
-const (
-	atomicRecords  = 1
-	sessionRecords = 2
-	recordsVersion = sessionRecords
-)
-
 // announcement is a node's status, which it announces to the others every
 // announceInterval.
 type announcement struct {

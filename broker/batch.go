@@ -1,12 +1,12 @@
 package broker
 
 import (
-	"github.com/cantuslog/cantus/subjects"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/traces"
+	"github.com/cantuslog/cantus/subjects"
 )
 
 // batch is a batch in flight: from the sequencer, which certifies and proposes

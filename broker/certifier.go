@@ -145,15 +145,15 @@ func (c *certifier) match(r *request, passed []*request) *subjects.MatchedCondit
 		}
 	}
 	for i := range r.unless {
-		base := r.base()
-		if c.bound(r, &r.unless[i]) <= base {
+		base, high := r.base(), c.bound(r, &r.unless[i])
+		if high <= base {
 			continue
 		}
 		if base < c.recent.start && r.finding != nil && r.finding.checks >= maxLogChecks {
 			return &subjects.MatchedCondition{Item: i, Txid: c.recent.start, Forgotten: true}
 		}
 		if low := max(base, r.early.through); low < c.table.Last() {
-			txid, err := c.recent.find(&r.unless[i], low, c.bound(r, &r.unless[i]), passed, c.stepsOf(r))
+			txid, err := c.recent.find(&r.unless[i], low, high, passed, c.stepsOf(r))
 			if err != nil {
 				return &subjects.MatchedCondition{Item: i, Txid: c.table.Last(), Forgotten: true}
 			}
@@ -186,10 +186,11 @@ func (c *certifier) matchEarly(r *request) (ok bool) {
 	}
 	base := r.base()
 	for i := range r.unless {
-		if c.bound(r, &r.unless[i]) <= base {
+		high := c.bound(r, &r.unless[i])
+		if high <= base {
 			continue
 		}
-		txid, err := c.recent.find(&r.unless[i], max(base, c.recent.start), c.bound(r, &r.unless[i]), nil, c.stepsOf(r))
+		txid, err := c.recent.find(&r.unless[i], max(base, c.recent.start), high, nil, c.stepsOf(r))
 		if err != nil && (r.finding == nil || r.finding.checks < maxLogChecks) {
 			return false
 		}
@@ -504,8 +505,9 @@ func setIDs(t *wal.Transaction, c *lockmgr.Transaction) {
 	}
 }
 
-// numberText stands for a number in a session as a message id does for its
-// transaction. It is none, since those hold no NUL.
+// numberText returns the text that identifies a number in a session, as a
+// message id identifies a transaction. No message id equals it: they hold no
+// NUL.
 func numberText(session string, seq uint64) string {
 	return session + "\x00" + strconv.FormatUint(seq, 10)
 }

@@ -371,8 +371,10 @@ func (s *restorer) load(ctx context.Context, at loadAt, piece []byte) error {
 	if len(rest) > maxPiece {
 		return subjects.Errorf(subjects.TooLarge, "the batch after txid %d has more than %d bytes", point.Txid, maxPiece)
 	}
-	if refused := s.refusesRecords(recordsOf(batches)); refused != nil {
-		return refused
+	if s.refusesRecords(recordsVersion) != nil { // rarely: only then it matters what they have
+		if refused := s.refusesRecords(recordsOf(batches)); refused != nil {
+			return refused
+		}
 	}
 	proposals := make([]raftstore.Proposal, len(batches))
 	for i, b := range batches {

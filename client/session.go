@@ -72,7 +72,8 @@ func (s *Session) Name() string { return s.name }
 //
 //   - A [Receipt]: the transaction is committed, and so are all before it. If
 //     its answer was lost, and the partition has forgotten by then where it was
-//     committed, the receipt has no Txid and no Time: Duplicate is true then.
+//     committed, the receipt has no Txid and no Time: Duplicate is true then,
+//     and [Client.ByNumber] finds it.
 //   - A [*ConflictError] or [*RefusedError]: it is refused, and the session has
 //     ended. Nothing after it is committed, nor will be.
 //   - A [*SessionError]: it is not committed, because the session has ended

@@ -11,7 +11,7 @@ type sessionVerdict uint8
 
 const (
 	sessionRefused   sessionVerdict = iota // for good: the session ends
-	sessionCommitted                       // it was committed before, nobody knows where
+	sessionCommitted                       // it was committed before, and the partition has forgotten its txid
 	sessionMissing                         // one before it was not accepted: send that one
 	sessionAgain                           // nothing was done: send it again
 	sessionUnsure                          // it may have been done: send it again

@@ -86,7 +86,7 @@ func (t *table) setOwner(key ownerKey, o owner, was bool) (is bool) {
 
 // eachOwner changes the owners of a lock and of the prefixes above it, because
 // of a transaction of a session, or of none. change gets the recorders that
-// they have. Without a session, nothing becomes of what has no owner.
+// they have. A transaction without a session does not change what has no owner.
 func (t *table) eachOwner(i uint32, session ID, change func(o owner, r recorders) owner) {
 	l := t.locks.at(i)
 	if o, was := t.owners[lockKey(i)]; was || session != (ID{}) {

@@ -84,10 +84,9 @@ func (t *Transaction) Last() uint64 {
 }
 
 const (
-	flagMark   = 1
-	flagMsgID  = 2
-	flagAtomic = 4
-
+	flagMark    = 1
+	flagMsgID   = 2
+	flagAtomic  = 4
 	flagSession = 8
 )
 

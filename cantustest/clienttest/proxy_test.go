@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"math/rand/v2"
 	"testing"
 	"time"
 
@@ -118,4 +119,27 @@ func first(n int, f fault) func(*nats.Msg) fault {
 // quick are options for tests in which attempts fail.
 var quick = client.Options{
 	AttemptTimeout: 100 * time.Millisecond, MinBackoff: time.Millisecond, MaxBackoff: 20 * time.Millisecond, MaxBatch: 20,
+}
+
+// openFaultyProxy opens a proxy with faults at random, and connects to it. Now
+// and then the connection breaks, too.
+func openFaultyProxy(t *testing.T) (*proxy, *nats.Conn) {
+	t.Helper()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	p := openProxy(t, always(pass))
+	nc := p.connect()
+	p.fail(func(*nats.Msg) fault {
+		if random.IntN(20) == 0 {
+			if err := nc.ForceReconnect(); err != nil {
+				t.Error(err)
+			}
+		}
+		if random.IntN(2) == 0 {
+			return pass
+		}
+		return fault(random.IntN(int(faults)))
+	})
+	return p, nc
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
@@ -31,22 +30,7 @@ func TestExactlyOnceUnderEachFault(t *testing.T) {
 }
 
 func TestExactlyOnceUnderRandomFaultsAndReconnects(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
-	p := openProxy(t, always(pass))
-	nc := p.connect()
-	p.fail(func(*nats.Msg) fault {
-		if random.IntN(20) == 0 {
-			if err := nc.ForceReconnect(); err != nil {
-				t.Error(err)
-			}
-		}
-		if random.IntN(2) == 0 {
-			return pass
-		}
-		return fault(random.IntN(int(faults)))
-	})
+	p, nc := openFaultyProxy(t)
 	opts := quick
 	opts.Prefix, opts.MaxInFlight = proxied, 50
 	faulty, direct := newClient(t, nc, opts), p.direct()

@@ -3,7 +3,6 @@ package client_test
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
@@ -176,22 +175,7 @@ func TestASessionUnderEachFault(t *testing.T) {
 }
 
 func TestASessionUnderRandomFaultsAndReconnects(t *testing.T) {
-	seed := rand.Uint64()
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
-	p := openProxy(t, always(pass))
-	nc := p.connect()
-	p.fail(func(*nats.Msg) fault {
-		if random.IntN(20) == 0 {
-			if err := nc.ForceReconnect(); err != nil {
-				t.Error(err)
-			}
-		}
-		if random.IntN(2) == 0 {
-			return pass
-		}
-		return fault(random.IntN(int(faults)))
-	})
+	p, nc := openFaultyProxy(t)
 	opts := quick
 	opts.Prefix, opts.MaxInFlight = proxied, 100
 	faulty, direct := newClient(t, nc, opts), p.direct()
