@@ -75,6 +75,9 @@ func (m *model) atomic(o *judge.Operation, now int64) {
 		content += t.Content + " "
 	}
 	whole.Content = content
+	if len(o.Batch) == 1 {
+		whole.Content = o.Batch[0].Content // it is an append
+	}
 	o.Result = m.refusal(&whole, now)
 	if o.HighWaterMark = new(m.last()); o.Outcome == judge.Refused {
 		return
@@ -97,7 +100,7 @@ func (m *model) atomic(o *judge.Operation, now int64) {
 		o.Results = append(o.Results, r)
 	}
 	if whole.ID != "" {
-		m.contents[first] = content
+		m.contents[first] = whole.Content
 	}
 	o.Result = judge.Result{Outcome: judge.OK, HighWaterMark: new(m.last())}
 }
@@ -115,6 +118,9 @@ func (m *model) refusal(tx *judge.Transaction, now int64) judge.Result {
 	}
 	if tx.HighWaterMark != nil && *tx.HighWaterMark > m.last() {
 		return refuse(subjects.Ahead)
+	}
+	if r := m.wrongNumber(tx); r.Outcome != "" {
+		return r
 	}
 	if tx.ExpectedLast != nil && *tx.ExpectedLast != m.last() {
 		return refuse(subjects.WrongLast)
@@ -150,7 +156,7 @@ func (m *model) conflicts(tx *judge.Transaction) (all []subjects.ConflictingLock
 	}
 	add := func(mode string, names []string) {
 		for _, name := range names {
-			txid := m.newest(name)
+			txid := m.newestBesides(name, tx.Session)
 			forgotten := txid < m.first
 			if forgotten {
 				txid = m.first - 1
@@ -175,7 +181,7 @@ func (m *model) match(tx *judge.Transaction) *subjects.MatchedCondition {
 			}
 			t := m.at(txid)
 			kind := cmp.Or(t.Kind, subjects.DefaultKind)
-			if (len(item.Kinds) == 0 || slices.Contains(item.Kinds, kind)) && !slices.ContainsFunc(item.Locks, func(l string) bool { return !records(t, l) }) {
+			if !isOf(t, tx.Session) && (len(item.Kinds) == 0 || slices.Contains(item.Kinds, kind)) && !slices.ContainsFunc(item.Locks, func(l string) bool { return !records(t, l) }) {
 				return &subjects.MatchedCondition{Item: i, Txid: txid}
 			}
 		}
@@ -184,9 +190,12 @@ func (m *model) match(tx *judge.Transaction) *subjects.MatchedCondition {
 }
 
 // newest is the rule of the contract, in the plainest way.
-func (m *model) newest(name string) uint64 {
+func (m *model) newest(name string) uint64 { return m.newestBesides(name, "") }
+
+// newestBesides is newest among those that are not of a session.
+func (m *model) newestBesides(name, session string) uint64 {
 	for _, t := range slices.Backward(m.log) {
-		if records(t, name) {
+		if records(t, name) && !isOf(t, session) {
 			return t.Txid
 		}
 	}
@@ -245,8 +254,9 @@ type generator struct {
 	again  []*judge.Operation // appends that had no answer
 	now    int64
 	count  int
-	// atomics has it send atomic batches.
-	atomics bool
+	// atomics has it send atomic batches, and sessions transactions of sessions.
+	atomics, sessions bool
+	writers           map[int]*sessionWriter // by partition
 }
 
 const replicas = 3
@@ -257,10 +267,11 @@ func generate(seed uint64, operations int) *judge.History {
 	return generateWith(seed, operations, true)
 }
 
-// generateWith generates a history with atomic batches, or without.
-func generateWith(seed uint64, operations int, atomic bool) *judge.History {
+// generateWith generates a history with atomic batches and sessions, or without
+// either.
+func generateWith(seed uint64, operations int, with bool) *judge.History {
 	g := newGenerator(seed, 2)
-	g.atomics = atomic
+	g.atomics, g.sessions = with, with
 	for range operations {
 		g.step()
 	}
@@ -269,8 +280,9 @@ func generateWith(seed uint64, operations int, atomic bool) *judge.History {
 
 func newGenerator(seed uint64, partitions int) *generator {
 	g := &generator{
-		Rand: rand.New(rand.NewPCG(seed, 0)),
-		h:    &judge.History{Header: judge.Header{Version: judge.Version, Partitions: partitions, Replicas: replicas, AllWriters: true, MessageIDWindow: window}},
+		Rand:    rand.New(rand.NewPCG(seed, 0)),
+		writers: map[int]*sessionWriter{},
+		h:       &judge.History{Header: judge.Header{Version: judge.Version, Partitions: partitions, Replicas: replicas, AllWriters: true, MessageIDWindow: window}},
 	}
 	for i := range partitions {
 		g.models = append(g.models, newModel(i))
@@ -360,6 +372,10 @@ func (g *generator) step() {
 }
 
 func (g *generator) append(m *model) {
+	if g.sessions && g.IntN(4) == 0 {
+		g.inSession(m)
+		return
+	}
 	o := &judge.Operation{Append: g.transaction(m)}
 	if len(g.again) > 0 && g.IntN(2) == 0 {
 		i := g.IntN(len(g.again))
@@ -483,12 +499,16 @@ func (g *generator) read(m *model) {
 		for n := g.IntN(20); n > 0 && r.Next <= m.last(); n-- {
 			t := m.at(r.Next)
 			r.Next++
-			kind := cmp.Or(t.Kind, "tx")
-			if (r.Kinds == nil || slices.Contains(r.Kinds, kind)) && (r.Lock == "" || records(t, r.Lock)) {
+			if wants(r, t) {
 				r.Transactions = append(r.Transactions, t)
 			}
 		}
 	})
+}
+
+// wants reports whether a read asks for a transaction.
+func wants(r *judge.Read, t *judge.Stored) bool {
+	return (r.Kinds == nil || slices.Contains(r.Kinds, cmp.Or(t.Kind, "tx"))) && (r.Lock == "" || records(t, r.Lock))
 }
 
 func (g *generator) get(m *model) {

@@ -43,6 +43,14 @@ var sessionPlants = []plant{
 	{judge.SessionFalse, "the next", func(p *planter) bool { return p.session(1, 2) && p.wrongSeq(3, 2) }},
 	{judge.SessionFalse, "behind what is known", func(p *planter) bool { return p.session(1, 2, 3) && p.wrongSeq(5, 2) }},
 	{judge.SessionFalse, "beyond what is there", func(p *planter) bool { return p.session(1, 2) && p.wrongSeq(4, 9) }},
+	{judge.SessionFalse, "before it was sent", func(p *planter) bool {
+		if !p.session(1, 2, 3) || !p.wrongSeq(5, 3) {
+			return false
+		}
+		o := p.h.Operations[len(p.h.Operations)-1]
+		o.Start, o.End, o.HighWaterMark = 0, 1, nil
+		return true
+	}},
 	{judge.ConflictFalse, "its own session", func(p *planter) bool {
 		if !p.session(1, 2) {
 			return false

@@ -44,14 +44,19 @@ var partitionModel = porcupine.NondeterministicModel{
 				return nil
 			}
 			return []any{s}
+		case o.Read != nil:
+			if !s.shows(o) {
+				return nil
+			}
+			return []any{s}
 		case o.Outcome == judge.Unknown: // it happened or not
-			_, next := s.append(o.Append, 0)
+			_, next := s.append(o)
 			return []any{s, next}
 		case o.Outcome == judge.Refused && slices.Contains([]subjects.Reason{subjects.Busy, subjects.Unavailable}, o.Error.Reason):
 			return []any{s}
 		}
-		r, next := s.append(o.Append, o.Time)
-		if !sameResult(r, o.Result) {
+		r, next := s.append(o)
+		if !sameResult(r.Result, o.Result) || !slices.EqualFunc(r.Results, o.Results, sameResult) {
 			return nil
 		}
 		return []any{next}
@@ -63,37 +68,68 @@ var partitionModel = porcupine.NondeterministicModel{
 }
 
 func sameStored(a, b *judge.Stored) bool {
-	sameMark := a.HighWaterMark == b.HighWaterMark || a.HighWaterMark != nil && b.HighWaterMark != nil && *a.HighWaterMark == *b.HighWaterMark
-	return a.Txid == b.Txid && a.ID == b.ID && a.Content == b.Content && sameMark
+	return a.Txid == b.Txid && a.ID == b.ID && a.Session == b.Session && a.SessionSeq == b.SessionSeq && a.Content == b.Content &&
+		same(a.HighWaterMark, b.HighWaterMark) && same(a.Atomic, b.Atomic)
 }
 
-// append appends a transaction, by the rule of the contract.
-func (s logState) append(tx *judge.Transaction, time int64) (judge.Result, logState) {
+// same reports whether two values are the same, or both missing.
+func same[T comparable](a, b *T) bool { return a == b || a != nil && b != nil && *a == *b }
+
+// shows reports whether the log has what a read returned. The high-water mark
+// may be an earlier one, but never within an atomic batch.
+func (s logState) shows(o *judge.Operation) bool {
+	switch r := o.Read; {
+	case o.Outcome == judge.Unknown:
+		return true
+	case o.Outcome == judge.Refused:
+		return o.Error.Reason == subjects.Ahead && r.From > s.last()+1
+	case *o.HighWaterMark > s.last() || r.From > s.last()+1 || r.Next > s.last()+1 || !s.isEnd(*o.HighWaterMark):
+		return false
+	default:
+		want := slices.DeleteFunc(slices.Clone(s[r.From-1:r.Next-1]), func(t *judge.Stored) bool { return !wants(r, t) })
+		return slices.EqualFunc(want, r.Transactions, sameStored)
+	}
+}
+
+// isEnd reports whether a txid is not within an atomic batch.
+func (s logState) isEnd(txid uint64) bool {
+	return txid == 0 || s[txid-1].Atomic == nil || s[txid-1].Atomic.Last == txid
+}
+
+// append appends what an operation has sent, by the rule of the contract: a
+// transaction, or an atomic batch.
+func (s logState) append(sent *judge.Operation) (*judge.Operation, logState) {
 	m := newModel(0)
 	m.log = slices.Clone(s)
 	for _, t := range s {
 		if t.ID != "" {
 			m.ids[t.ID] = t
 		}
+		if t.Atomic != nil {
+			m.contents[t.Atomic.First] += t.Content + " "
+		}
 	}
-	r := m.decide(tx, math.MinInt64/2) // ids never expire
-	if r.Outcome == judge.OK && !r.Duplicate {
-		m.log[len(m.log)-1].Time, r.Time = time, time
+	const now = math.MinInt64 / 2 // ids never expire
+	o := &judge.Operation{Append: sent.Append, Batch: sent.Batch, Atomic: sent.Atomic}
+	if o.Atomic {
+		m.atomic(o, now)
+	} else {
+		o.Result = m.decide(o.Append, now)
 	}
-	return r, m.log
+	return o, m.log
 }
 
 // sameResult compares an answer with the model's. Times are left out: without
 // an answer they are not known.
 func sameResult(want, got judge.Result) bool {
-	if want.Outcome != got.Outcome || want.Txid != got.Txid || want.Duplicate != got.Duplicate {
+	if want.Outcome != got.Outcome || want.Txid != got.Txid || want.Duplicate != got.Duplicate || (want.Error == nil) != (got.Error == nil) {
 		return false
 	}
 	if want.Error == nil {
 		return true
 	}
-	return want.Error.Reason == got.Error.Reason && want.Error.Txid == got.Error.Txid && want.Error.Lock == got.Error.Lock &&
-		slices.Equal(want.Error.Conflicts, got.Error.Conflicts)
+	w, g := want.Error, got.Error
+	return w.Reason == g.Reason && w.Txid == g.Txid && w.Lock == g.Lock && same(w.SessionSeq, g.SessionSeq) && slices.Equal(w.Conflicts, g.Conflicts)
 }
 
 // cursorState is the position of a cursor. Its time is -1 if it was set without
@@ -174,18 +210,24 @@ func explained(h *judge.History) bool {
 	return true
 }
 
-// short generates a short history of appends, descriptions and cursors. It has
-// nothing that the models do not know: digests, high-water marks beside other
-// answers, and cursors that are refused because of the log's end.
+// short generates a short history of appends, atomic batches, sessions, reads,
+// descriptions and cursors. It has nothing that the models do not know:
+// digests, reads of replicas, high-water marks beside other answers, and
+// cursors that are refused because of the log's end.
 func short(seed uint64) *judge.History {
 	g := newGenerator(seed, 1)
+	g.atomics, g.sessions = true, true
 	m := g.models[0]
 	for range 6 + g.IntN(14) {
-		switch g.IntN(8) {
+		switch g.IntN(9) {
 		case 0:
 			g.info(m)
-		case 1, 2, 3:
+		case 1, 2:
 			g.cursor(m)
+		case 3:
+			g.read(m)
+		case 4:
+			g.atomic(m, &judge.Operation{Batch: []judge.Transaction{*g.transaction(m), *g.transaction(m), *g.transaction(m)}[:1+g.IntN(3)]})
 		default:
 			g.append(m)
 		}
@@ -195,12 +237,12 @@ func short(seed uint64) *judge.History {
 		d.Digest = ""
 	}
 	h.Operations = slices.DeleteFunc(h.Operations, func(o *judge.Operation) bool {
-		return o.Cursor != nil && o.Outcome == judge.Refused && o.Error.Reason == subjects.Ahead
+		return o.Cursor != nil && o.Outcome == judge.Refused && o.Error.Reason == subjects.Ahead || o.Read != nil && o.Read.Replica
 	})
 	for _, o := range h.Operations {
-		if o.Info == nil {
+		if o.Info == nil && o.Read == nil {
 			o.HighWaterMark = nil
-		} else {
+		} else if o.Info != nil {
 			o.Info.Digest = ""
 		}
 	}
@@ -214,7 +256,7 @@ func disturb(r *rand.Rand, h *judge.History) string {
 	o := *h.Operations[i]
 	h.Operations[i] = &o
 	other := h.Operations[r.IntN(len(h.Operations))]
-	switch r.IntN(9) {
+	switch r.IntN(12) {
 	case 0, 1, 2:
 		by := r.Int64N(12_000) - 6000
 		o.Start, o.End = o.Start+by, o.End+by
@@ -223,7 +265,8 @@ func disturb(r *rand.Rand, h *judge.History) string {
 		o.End = o.Start + r.Int64N(o.End-o.Start+1)
 		return fmt.Sprintf("operation %d ends earlier", i)
 	case 4:
-		if (o.Append == nil) == (other.Append == nil) && (o.Cursor == nil) == (other.Cursor == nil) {
+		if (o.Append == nil) == (other.Append == nil) && (o.Cursor == nil) == (other.Cursor == nil) && o.Batch == nil && o.Read == nil &&
+			other.Batch == nil && other.Read == nil {
 			o.Result = other.Result
 		}
 		return fmt.Sprintf("operation %d has the result of another", i)
@@ -235,24 +278,82 @@ func disturb(r *rand.Rand, h *judge.History) string {
 			t := *o.Append
 			t.HighWaterMark = new(r.Uint64N(8))
 			o.Append = &t
-		} else if o.HighWaterMark != nil && o.Info != nil {
+		} else if o.HighWaterMark != nil {
 			o.HighWaterMark = new(r.Uint64N(8))
 		}
 		return fmt.Sprintf("operation %d has another mark", i)
 	case 7:
-		o.Result = judge.Result{Outcome: judge.Unknown}
-		if o.Info != nil {
-			o.Info = &judge.Info{}
-		}
+		lose(&o)
 		return fmt.Sprintf("operation %d has no answer", i)
-	default:
+	case 8:
 		if o.Cursor != nil && o.Cursor.Expected != nil {
 			c := *o.Cursor
 			c.Expected = new(r.Uint64N(8))
 			o.Cursor = &c
 		}
 		return fmt.Sprintf("operation %d has another expectation", i)
+	case 9:
+		renumber(r, &o)
+		return fmt.Sprintf("operation %d has another number", i)
+	case 10:
+		if len(o.Results) > 0 {
+			o.Results = slices.Clone(o.Results)
+			o.Results[r.IntN(len(o.Results))].Txid += 1 + r.Uint64N(2)
+		}
+		return fmt.Sprintf("operation %d has the results %v", i, o.Results)
+	default:
+		return disturbLog(r, h)
 	}
+}
+
+// lose removes the answer of an operation.
+func lose(o *judge.Operation) {
+	o.Result, o.Results = judge.Result{Outcome: judge.Unknown}, nil
+	if o.Info != nil {
+		o.Info = &judge.Info{}
+	}
+	if o.Read != nil {
+		o.Read = &judge.Read{From: o.Read.From, Kinds: o.Read.Kinds, Lock: o.Read.Lock}
+	}
+}
+
+// renumber changes a number in a session: the one that was sent, or the last
+// one by the answer.
+func renumber(r *rand.Rand, o *judge.Operation) {
+	by := uint64(1 - 2*r.IntN(2))
+	switch {
+	case o.Error != nil && o.Error.SessionSeq != nil && r.IntN(2) == 0:
+		e := *o.Error
+		e.SessionSeq = new(*e.SessionSeq + by)
+		o.Error = &e
+	case o.Append != nil && o.Append.Session != "" && o.Append.SessionSeq+by > 0:
+		t := *o.Append
+		t.ID, t.SessionSeq = "", t.SessionSeq+by
+		t.Identify()
+		o.Append = &t
+	}
+}
+
+// disturbLog changes a transaction in the logs of all replicas: its number, its
+// atomic batch or its content.
+func disturbLog(r *rand.Rand, h *judge.History) string {
+	i := r.IntN(len(h.Drains[0].Transactions))
+	t := *h.Drains[0].Transactions[i]
+	switch {
+	case t.Session != "" && r.IntN(2) == 0:
+		t.ID, t.SessionSeq = "", t.SessionSeq+1
+		t.Identify()
+	case t.Atomic != nil && r.IntN(2) == 0:
+		t.Atomic = nil
+	case t.Atomic != nil:
+		t.Atomic = &judge.Atomic{First: t.Atomic.First, Last: t.Atomic.Last + 1}
+	default:
+		t.Content = "another"
+	}
+	for _, d := range h.Drains {
+		d.Transactions[i] = &t
+	}
+	return fmt.Sprintf("txid %d is changed", t.Txid)
 }
 
 // TestAgainstPorcupine compares the two judges on short histories, right ones

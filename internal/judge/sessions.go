@@ -71,7 +71,7 @@ type number struct {
 // order, without gaps, and that refusals because of them are right.
 func (p *partition) checkSessions() {
 	last := map[string]*Stored{}
-	has := map[number]bool{}
+	has := map[number]uint64{} // the txid
 	for _, t := range p.log {
 		if t.Session == "" {
 			continue
@@ -85,7 +85,7 @@ func (p *partition) checkSessions() {
 		case t.SessionSeq != before.SessionSeq+1:
 			p.find(SessionOrder, "txid %d is number %d of session %q, and follows number %d", t.Txid, t.SessionSeq, t.Session, before.SessionSeq)
 		}
-		last[t.Session], has[number{t.Session, t.SessionSeq}] = t, true
+		last[t.Session], has[number{t.Session, t.SessionSeq}] = t, t.Txid
 	}
 	acknowledged := map[number]int64{} // when that was first known
 	for i := range p.attempts {
@@ -104,14 +104,16 @@ func (p *partition) checkSessions() {
 }
 
 // checkLastNumber checks the last number of a session that a refusal names.
-func (p *partition) checkLastNumber(a *attempt, last uint64, has map[number]bool, acknowledged map[number]int64) {
-	next := number{a.tx.Session, last + 1}
-	switch end, known := acknowledged[next]; {
+func (p *partition) checkLastNumber(a *attempt, last uint64, has map[number]uint64, acknowledged map[number]int64) {
+	txid := has[number{a.tx.Session, last}]
+	switch end, known := acknowledged[number{a.tx.Session, last + 1}]; {
 	case last+1 == a.tx.SessionSeq:
 		p.find(SessionFalse, "%v was refused because the last number of its session is %d: it is the next", a, last)
 	case known && end < a.Start:
 		p.find(SessionFalse, "%v was refused because the last number of its session is %d: %d was acknowledged before", a, last, last+1)
-	case last > 0 && p.first == 1 && !has[number{a.tx.Session, last}]:
+	case last > 0 && p.first == 1 && txid == 0:
 		p.find(SessionFalse, "%v was refused because the last number of its session is %d, which is not in the log", a, last)
+	case txid > 0 && p.spans[txid].from > a.End:
+		p.find(SessionFalse, "%v was refused at %d because the last number of its session is %d, which can't be older than %d", a, a.End, last, p.spans[txid].from)
 	}
 }
