@@ -477,12 +477,13 @@ func (c *certifier) figures() (table lockmgr.Stats, batches int) {
 }
 
 // lockTransaction sets c to the part of a stored transaction that the table
-// records. Names alias t.
+// records. Names alias t. The mark is the one that its locks were checked with.
 func lockTransaction(t *wal.Transaction, c *lockmgr.Transaction) {
 	c.Locks = c.Locks[:0]
 	for _, l := range t.Locks {
 		c.Locks = append(c.Locks, lockmgr.Lock{Mode: lockModes[l.Mode], Name: text(l.Name)})
 	}
+	c.HighWaterMark, c.HasHighWaterMark = t.HighWaterMark, t.HasHighWaterMark
 	c.Fingerprint = 0
 	setIDs(t, c)
 	if t.Atomic.Index > 0 {

@@ -308,9 +308,9 @@ func (h *certifierHistory) check() {
 	for _, b := range h.inFlight {
 		for i, r := range b.passed {
 			cert := r.cert
-			cert.HighWaterMark = want.Last() // the floor may have risen past its own
 			checked := cert
-			checked.Session = lockmgr.ID{} // the number is that of the whole atomic batch
+			checked.HighWaterMark = want.Last() // the floor may have risen past its own
+			checked.Session = lockmgr.ID{}      // the number is that of the whole atomic batch
 			if v := want.Check(&checked, b.time+int64(i)); v.Outcome != lockmgr.Pass {
 				h.fatalf("txid %d is in flight and does not pass: %+v", b.first+uint64(i), v)
 			}

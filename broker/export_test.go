@@ -351,6 +351,12 @@ func CheckLog(t *testing.T, n *Node, partition int, header []byte) (through uint
 	return f.through
 }
 
+// EndLogChecks has a partition's node search the log for no message any more:
+// one that needs it is refused as unavailable.
+func EndLogChecks(n *Node, partition int) {
+	n.replicas.get(partition).current().logChecker.queue.close()
+}
+
 // CheckBatch looks in the log for what conflicts with the transactions of a
 // batch message, as long as it has not searched a number of bytes, and returns
 // for how many of them it has found nothing.

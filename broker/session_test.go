@@ -245,6 +245,53 @@ func TestATrimmedSessionIsForgotten(t *testing.T) {
 	}
 }
 
+// A session whose mark stays far behind goes on with its name without a search
+// of the log, whatever others record, also after a restart and a trim.
+func TestASessionThatIsAloneNeedsNoSearch(t *testing.T) {
+	dir, opts := t.TempDir(), broker.Options{Partitions: 1, MaxLocks: 4, MsgIDWindow: time.Second}
+	n, nc := openNode(t, dir, opts)
+	seq, last := 0, uint64(0)
+	passes := func() {
+		t.Helper()
+		seq++
+		r := appendOne(t, nc, inSession("s", seq, 0, "Cantus-Write-Lock", "hot", "Cantus-Unless", `{"locks":["hot"],"kinds":["k"]}`)...)
+		if r.Error != nil {
+			t.Fatalf("number %d: %s", seq, r.Error.Message)
+		}
+		last = r.Txid
+		for i := range 3 {
+			appendOne(t, nc, "Cantus-Append-Lock", fmt.Sprint("other.", seq, ".", i))
+		}
+	}
+	goesOn := func() {
+		t.Helper()
+		broker.EndLogChecks(n, 0)
+		for range 20 {
+			passes()
+		}
+	}
+	for range 3 {
+		passes()
+	}
+	goesOn()
+	n, nc = reopen(t, n, dir, opts)
+	goesOn()
+	if r := appendOne(t, nc, "Cantus-High-Water-Mark", "0", "Cantus-Read-Lock", "cold"); r.Error == nil || r.Error.Reason != subjects.Unavailable {
+		t.Errorf("another one needs no search: %+v", r)
+	}
+	eventually(t, "all before the session's last are trimmed", func() bool {
+		return trim(t, nc, fmt.Sprintf(`{"before":%d}`, last)).FirstTxid == last
+	})
+	goesOn()
+	n, nc = reopen(t, n, dir, opts)
+	goesOn()
+
+	other := appendOne(t, nc, "Cantus-Append-Lock", "hot")
+	if r := appendOne(t, nc, inSession("s", seq+1, 0, "Cantus-Write-Lock", "hot")...); r.Error == nil || r.Error.Txid != other.Txid {
+		t.Errorf("after another one's lock: %+v", r)
+	}
+}
+
 // A session's own transactions don't use up the steps that a condition may
 // take: in one message, and one by one.
 func TestManyOwnTransactionsUnderACondition(t *testing.T) {

@@ -34,7 +34,9 @@
 // keeps a floor, the highest txid it has forgotten. A lock that it does not
 // know counts as recorded at the floor, unless the caller says what the log has
 // of it up to there. Hence no conflict is ever missed, and a transaction whose
-// mark is at or past the floor never meets a false one.
+// mark is at or past the floor never meets a false one. For a session a lock
+// counts as recorded lower than that if its own transactions, which were
+// certified, say so.
 //
 // # Layout
 //

@@ -6,8 +6,8 @@ import "fmt"
 func Check(m *Manager) error {
 	pending := map[uint32]uint64{}
 	for r := range m.inflight.all(m.committed + 1) {
-		for _, i := range r.refs {
-			pending[i] = r.txid
+		for _, ref := range r.refs {
+			pending[ref.lock] = r.txid
 		}
 	}
 	if err := m.locks.check(pending); err != nil {
@@ -68,6 +68,9 @@ func (t *table) checkOwners() error {
 		}
 		if o.pending.session != (ID{}) && r.newest <= o.pending.other || o.committed.session != (ID{}) && r.committed <= o.committed.other {
 			return fmt.Errorf("owner %d of %+v: %+v", key, r, o)
+		}
+		if r.newest < o.pending.alone.through || r.committed < o.committed.alone.through {
+			return fmt.Errorf("owner %d of %+v was alone up to a later one: %+v", key, r, o)
 		}
 	}
 	return nil

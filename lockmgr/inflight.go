@@ -6,10 +6,10 @@ import "iter"
 // oldest first. What they record is in the tables already; inflight says where.
 type inflight struct {
 	txs  []inflightTx
-	refs []uint32 // the locks that txs record, in order: indices into the table
-	head int      // txs before it were removed
-	ref  int      // refs before it were removed
-	ids  int      // how many of the transactions have a message id
+	refs []ref // the locks that txs record, in order
+	head int   // txs before it were removed
+	ref  int   // refs before it were removed
+	ids  int   // how many of the transactions have a message id
 }
 
 type inflightTx struct {
@@ -18,9 +18,13 @@ type inflightTx struct {
 	again bool   // the id was known, and too old to count
 	refs  int
 
-	session uint32 // the index of its session, 0 if it has none
-	seq     uint64
+	session   uint32 // the index of its session, 0 if it has none
+	seq, mark uint64 // 0 without a session
 }
+
+// ref is a lock that a transaction in flight records: its index in the table,
+// and the covered of its recorder.
+type ref struct{ lock, covered uint32 }
 
 func (f *inflight) len() int { return len(f.txs) - f.head }
 
@@ -35,7 +39,7 @@ func (f *inflight) add(fl inflightTx) {
 
 // popOldest removes the oldest transaction and returns it with its refs, which
 // are valid until the next call of any method.
-func (f *inflight) popOldest() (inflightTx, []uint32) {
+func (f *inflight) popOldest() (inflightTx, []ref) {
 	fl := f.txs[f.head]
 	refs := f.refs[f.ref : f.ref+fl.refs]
 	f.head++
@@ -59,7 +63,7 @@ func (f *inflight) compact() {
 
 // truncate keeps the oldest transactions and returns the others with their
 // refs. Both are valid until the next call of any method.
-func (f *inflight) truncate(keep int) (gone []inflightTx, refs []uint32) {
+func (f *inflight) truncate(keep int) (gone []inflightTx, refs []ref) {
 	gone = f.txs[f.head+keep:]
 	n := 0
 	for _, fl := range gone {
@@ -77,7 +81,7 @@ func (f *inflight) truncate(keep int) (gone []inflightTx, refs []uint32) {
 type recording struct {
 	inflightTx
 	txid uint64
-	refs []uint32
+	refs []ref
 }
 
 // all iterates over the transactions in flight, of which first is the oldest's

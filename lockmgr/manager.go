@@ -89,7 +89,8 @@ func (m *Manager) Check(tx *Transaction, now int64) Verdict {
 // that were checked, and the times may rise.
 func (m *Manager) Enter(tx *Transaction, now int64) uint64 {
 	txid := m.Last() + 1
-	fl := inflightTx{time: now, again: m.use != nil}
+	by := recorderOf(txid, tx)
+	fl := inflightTx{time: now, again: m.use != nil, mark: by.mark}
 	for i := range tx.Locks {
 		l := &tx.Locks[i]
 		if !l.Mode.recorded() {
@@ -99,16 +100,18 @@ func (m *Manager) Enter(tx *Transaction, now int64) uint64 {
 		if at == 0 {
 			at = m.locks.index(l.Name)
 		}
+		by := by.of(i, tx)
+		r := ref{at, by.covered}
 		if m.locks.newest(at) == txid {
 			// Keep one reference, the last: a lock may be forgotten as soon as
 			// its recorder commits.
 			refs := m.inflight.refs
-			twice := len(refs) - fl.refs + slices.Index(refs[len(refs)-fl.refs:], at)
-			m.inflight.refs = append(slices.Delete(refs, twice, twice+1), at)
+			twice := len(refs) - fl.refs + slices.Index(refs[len(refs)-fl.refs:], r)
+			m.inflight.refs = append(slices.Delete(refs, twice, twice+1), r)
 			continue
 		}
-		m.locks.recordPending(at, txid, tx.Session)
-		m.inflight.refs = append(m.inflight.refs, at)
+		m.locks.recordPending(at, by)
+		m.inflight.refs = append(m.inflight.refs, r)
 		fl.refs++
 	}
 	if tx.Session != (ID{}) {
@@ -201,11 +204,11 @@ func (m *Manager) checkLocks(tx *Transaction) Verdict {
 			m.found = append(m.found, 0)
 			continue
 		}
-		txid, at, known := m.newestOther(l.Name, tx.Session)
+		txid, known, at := m.newestOther(l.Name, tx.Session)
 		m.found = append(m.found, at)
 		forgotten := false
-		if !known {
-			txid, forgotten = m.forgotten(tx, i)
+		if !known && txid > mark {
+			txid, forgotten = m.forgotten(tx, i, txid)
 		}
 		if txid > mark {
 			v.Conflicts = append(v.Conflicts, Conflict{Name: strings.Clone(l.Name), Mode: l.Mode, Txid: txid, Forgotten: forgotten})
@@ -224,22 +227,26 @@ func (m *Manager) checkLocks(tx *Transaction) Verdict {
 
 // newestOther returns the newest recorder of locks that overlap name, other
 // than of a session, and reports whether the table knows it: otherwise it lies
-// at or below the floor, if there ever was one. i is the index of name, 0 if it
-// is not known or stands for a subtree.
-func (m *Manager) newestOther(name string, session ID) (txid uint64, i uint32, known bool) {
+// at or below txid, if there ever was one. That is the floor, or less if it is
+// known where the session was alone. i is the index of name, 0 if it is not
+// known or stands for a subtree.
+func (m *Manager) newestOther(name string, session ID) (txid uint64, known bool, i uint32) {
 	if session != (ID{}) && len(m.locks.owners) > 0 {
-		txid, i = m.locks.newestOther(name, session)
-		return txid, i, txid > m.floor
+		return m.locks.newestOther(name, session, m.floor)
 	}
 	r, i := m.locks.overlapping(name)
-	return r.newest, i, r.newest > m.floor || session == (ID{}) && r.newest != 0
+	if r.newest > m.floor || session == (ID{}) && r.newest != 0 {
+		return r.newest, true, i
+	}
+	return m.floor, false, i
 }
 
-// forgotten returns where lock number i, which the table does not know, counts
-// as recorded, and reports whether that may be wrong.
-func (m *Manager) forgotten(tx *Transaction, i int) (txid uint64, forgotten bool) {
+// forgotten returns where lock number i, of which the table knows only that it
+// was recorded at most at a txid, counts as recorded, and reports whether that
+// may be wrong.
+func (m *Manager) forgotten(tx *Transaction, i int, most uint64) (txid uint64, forgotten bool) {
 	if tx.Older == nil || tx.Through < m.floor {
-		return m.floor, true
+		return most, true
 	}
 	return tx.Older[i].Txid, tx.Older[i].Forgotten
 }
@@ -247,23 +254,24 @@ func (m *Manager) forgotten(tx *Transaction, i int) (txid uint64, forgotten bool
 // RecorderOf returns what Check takes as the newest recorder of lock number i
 // of a transaction.
 func (m *Manager) RecorderOf(tx *Transaction, i int) Recorder {
-	if newest, _, known := m.newestOther(tx.Locks[i].Name, tx.Session); known {
+	newest, known, _ := m.newestOther(tx.Locks[i].Name, tx.Session)
+	if known {
 		return Recorder{Txid: newest}
 	}
-	txid, forgotten := m.forgotten(tx, i)
+	txid, forgotten := m.forgotten(tx, i, newest)
 	return Recorder{txid, forgotten}
 }
 
-// Unknown appends to where the numbers of the checked locks that the table does
-// not know, and of which the log may say more than the table: those recorded
-// after the high-water mark and after the last trim, if they ever were.
+// Unknown appends to where the numbers of the checked locks that, as far as the
+// table knows, may have been recorded after the high-water mark, and of which
+// the log may say more: it has what was recorded after the last trim.
 func (m *Manager) Unknown(where []int, tx *Transaction) []int {
 	if known := max(tx.HighWaterMark, m.trimmed); known >= m.floor || tx.Older != nil && tx.Through >= m.floor {
 		return where
 	}
 	for i := range tx.Locks {
 		if l := &tx.Locks[i]; l.Mode.checked() {
-			if _, _, known := m.newestOther(l.Name, tx.Session); !known {
+			if txid, known, _ := m.newestOther(l.Name, tx.Session); !known && txid > tx.HighWaterMark {
 				where = append(where, i)
 			}
 		}
@@ -280,12 +288,13 @@ func (m *Manager) Commit() uint64 {
 	}
 	fl, refs := m.inflight.popOldest()
 	m.commitTime(m.committed+1, fl.time)
-	var session ID
+	by := recorder{txid: m.committed, mark: fl.mark}
 	if fl.session != 0 {
-		session = m.sessions.commit(fl.session, fl.seq, m.committed)
+		by.session = m.sessions.commit(fl.session, fl.seq, m.committed)
 	}
-	for _, i := range refs {
-		m.commitLock(i, session)
+	for _, r := range refs {
+		by.covered = r.covered
+		m.commitLock(r.lock, by)
 	}
 	m.inflight.compact()
 	m.commitID(fl.id, fl.again)
@@ -310,11 +319,12 @@ func (m *Manager) Record(txid uint64, time int64, tx *Transaction) {
 		panic(fmt.Sprintf("lockmgr: time of txid %d goes back from %d to %d", txid, m.lastTime, time))
 	}
 	m.commitTime(txid, time)
+	by := recorderOf(txid, tx)
 	for i := range tx.Locks {
 		if l := &tx.Locks[i]; l.Mode.recorded() {
-			at := m.locks.index(l.Name)
-			m.locks.recordPending(at, txid, tx.Session)
-			m.commitLock(at, tx.Session)
+			at, by := m.locks.index(l.Name), by.of(i, tx)
+			m.locks.recordPending(at, by)
+			m.commitLock(at, by)
 		}
 	}
 	if tx.Session != (ID{}) {
@@ -349,10 +359,9 @@ func (m *Manager) OldestID(now int64) (txid uint64) {
 	return m.ids.oldestSince(now-m.window, m.committed)
 }
 
-// commitLock makes the committed transaction, of a session, the recorder of a
-// lock.
-func (m *Manager) commitLock(i uint32, session ID) {
-	m.locks.commit(i, m.committed, session)
+// commitLock makes the committed transaction the recorder of a lock.
+func (m *Manager) commitLock(i uint32, by recorder) {
+	m.locks.commit(i, by)
 	if m.locks.len() > m.opts.Locks {
 		m.floor = m.locks.dropOldest()
 	}
@@ -382,20 +391,21 @@ func (m *Manager) Rollback(from uint64) {
 		keep = int(from - m.committed - 1)
 	}
 	gone, refs := m.inflight.truncate(keep)
-	for _, i := range refs {
-		m.locks.revert(i)
+	for _, r := range refs {
+		m.locks.revert(r.lock)
 	}
 	for _, fl := range gone {
 		m.sessions.revert(fl.session)
 	}
 	for kept := range m.inflight.all(m.committed + 1) {
-		session := m.sessions.again(kept)
-		for _, i := range kept.refs {
-			m.locks.recordPending(i, kept.txid, session)
+		by := recorder{txid: kept.txid, session: m.sessions.again(kept), mark: kept.mark}
+		for _, r := range kept.refs {
+			by.covered = r.covered
+			m.locks.recordPending(r.lock, by)
 		}
 	}
-	for _, i := range refs {
-		m.locks.dropUnknown(i)
+	for _, r := range refs {
+		m.locks.dropUnknown(r.lock)
 	}
 	for _, fl := range gone {
 		m.sessions.dropUnknown(fl.session)
@@ -437,13 +447,11 @@ func (m *Manager) Newest(name string) (txid uint64, exact bool) {
 
 // NewestBesides returns the newest transaction, in flight or committed, that
 // recorded a lock overlapping name and is not of a session (the zero ID is
-// none). If the table does not know one it returns the floor: the newest, if
-// there ever was one, is at or below.
+// none). If the table does not know one it returns a txid, at most the floor:
+// the newest, if there ever was one, is at or below.
 func (m *Manager) NewestBesides(name string, session ID) uint64 {
-	if txid, _, known := m.newestOther(name, session); known {
-		return txid
-	}
-	return m.floor
+	txid, _, _ := m.newestOther(name, session)
+	return txid
 }
 
 // Committed returns the last txid recorded, 0 at the start.

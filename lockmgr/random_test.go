@@ -47,7 +47,7 @@ func TestRandomHistories(t *testing.T) {
 	t.Logf("%v", tally)
 	for _, what := range []string{
 		"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict",
-		"floor", "depends", "next of a session", "another of a session", "conflict of a session", "own lock", "session forgotten", "rollback", "rollback of some", "rebuild", "rebuild cut short", "forget", "advance", "foreign",
+		"floor", "depends", "next of a session", "another of a session", "conflict of a session", "own lock", "session forgotten", "alone", "alone across a trim", "looked up", "rollback", "rollback of some", "rebuild", "rebuild cut short", "forget", "advance", "foreign",
 	} {
 		if count >= 1000 && tally[what] < count/100 {
 			t.Errorf("%q came up %d times only in %d histories", what, tally[what], count)
@@ -64,6 +64,8 @@ type history struct {
 	names []string
 	// sessions says that some transactions are of a session.
 	sessions bool
+	marks    map[lockmgr.ID]uint64 // that the sessions stay at
+	alone    bool                  // one session has names of its own, mostly
 	now      int64
 	tally    map[string]int
 }
@@ -71,9 +73,10 @@ type history struct {
 func newHistory(t *testing.T, seed uint64) *history {
 	r := rand.New(rand.NewPCG(seed, 0))
 	opts := lockmgr.Options{Locks: 1 + r.IntN(6), IDs: 1 + r.IntN(4), Sessions: 1 + r.IntN(3), IDWindow: time.Duration(1 + r.IntN(30))}
-	h := &history{t: t, seed: seed, rand: r, tally: map[string]int{}}
+	h := &history{t: t, seed: seed, rand: r, tally: map[string]int{}, marks: map[lockmgr.ID]uint64{}}
 	h.m, h.w = lockmgr.New(opts), &twin{opts: opts, first: 1}
 	h.sessions = r.IntN(2) == 0
+	h.alone = h.sessions && r.IntN(3) > 0
 	// Half of the histories use a few names only, so that locks meet more
 	// often.
 	h.names = names
@@ -87,7 +90,11 @@ func newHistory(t *testing.T, seed uint64) *history {
 }
 
 func (h *history) run() {
-	for range 10 + h.rand.IntN(25) {
+	steps := 10 + h.rand.IntN(25)
+	if h.alone {
+		steps += 20
+	}
+	for range steps {
 		switch n := h.rand.IntN(100); {
 		case n < 55:
 			h.certify()
@@ -145,7 +152,24 @@ func (h *history) transaction() *lockmgr.Transaction {
 	if h.sessions && r.IntN(3) > 0 {
 		h.addSession(tx)
 	}
+	if h.alone {
+		h.leaveAlone(tx)
+	}
 	return tx
+}
+
+// leaveAlone gives one session names of its own, and others to others, with
+// exceptions.
+func (h *history) leaveAlone(tx *lockmgr.Transaction) {
+	names := []string{"b", "ab", "b.a", "ab.a", "b.a.a.a", "b.>", "b.a.>"}
+	if tx.Session == (lockmgr.ID{1}) {
+		names, tx.HasExpectedLast = []string{"a", "a.a", "a.b", "a.b.a", "a.>"}[h.seed%3:][:3], false
+	}
+	for i := range tx.Locks {
+		if h.rand.IntN(12) > 0 {
+			tx.Locks[i].Name = names[h.rand.IntN(len(names))]
+		}
+	}
 }
 
 // addSession makes a transaction one of a session, the next of it in most
@@ -153,10 +177,67 @@ func (h *history) transaction() *lockmgr.Transaction {
 func (h *history) addSession(tx *lockmgr.Transaction) {
 	r := h.rand
 	tx.Session, tx.SessionSeq = lockmgr.ID{1 + byte(r.IntN(4))}, 1+uint64(r.IntN(3))
+	if h.alone && r.IntN(2) == 0 {
+		tx.Session = lockmgr.ID{1}
+	}
 	known, _ := h.w.sessions()
 	for _, s := range append(known, h.w.inFlightSessions()...) {
 		if s.Session == tx.Session && r.IntN(5) > 0 {
 			tx.SessionSeq = s.Seq + 1
+		}
+	}
+	// Most stay at the mark that the session has begun with.
+	if at, ok := h.marks[tx.Session]; ok && tx.SessionSeq > 1 && r.IntN(4) > 0 {
+		tx.HighWaterMark, tx.HasHighWaterMark = at, true
+	} else if !ok || tx.SessionSeq == 1 {
+		h.marks[tx.Session] = tx.HighWaterMark
+	}
+}
+
+// lookUp adds to a transaction what the log has of the locks that the Manager
+// does not know, as far as it is committed and was not trimmed.
+func (h *history) lookUp(tx *lockmgr.Transaction) {
+	unknown := h.m.Unknown(nil, tx)
+	h.checkUnknown(tx, unknown)
+	if len(unknown) == 0 || h.rand.IntN(3) == 0 {
+		return
+	}
+	tx.Older, tx.Through = make([]lockmgr.Recorder, len(tx.Locks)), h.w.committed()
+	for _, i := range unknown {
+		found := &tx.Older[i]
+		found.Txid = h.w.newestOf(tx.Locks[i].Name, max(tx.HighWaterMark, h.w.first-1), h.w.committed(), tx.Session)
+		if found.Txid == 0 && h.w.first-1 > tx.HighWaterMark {
+			*found = lockmgr.Recorder{Txid: h.w.first - 1, Forgotten: true}
+		}
+	}
+	h.tally["looked up"]++
+}
+
+// checkUnknown checks that nothing is looked up in the log that a session can
+// know without: what it has recorded and checked above the floor, the last time
+// with a mark that was not higher.
+func (h *history) checkUnknown(tx *lockmgr.Transaction, unknown []int) {
+	if tx.Session == (lockmgr.ID{}) {
+		return
+	}
+	floor := h.m.Stats().Floor
+	for i, l := range tx.Locks {
+		if l.Mode == lockmgr.Append || tx.HighWaterMark >= floor || h.w.ever(l.Name, floor, tx.Session) > 0 {
+			continue
+		}
+		looksUp := slices.Contains(unknown, i)
+		own := h.w.lastOwn(l.Name, tx.Session)
+		switch {
+		case own > floor && h.w.at(own).tx.HighWaterMark <= tx.HighWaterMark:
+			if looksUp {
+				h.fail("%+v has %s looked up, which its session recorded at %d: %+v", *tx, l.Name, own, *h.w.at(own).tx)
+			}
+			h.tally["alone"]++
+			if tx.HighWaterMark < h.w.first-1 {
+				h.tally["alone across a trim"]++
+			}
+		case looksUp && h.w.ever(l.Name, tx.HighWaterMark, tx.Session) == 0:
+			h.tally["looked up in vain"]++
 		}
 	}
 }
@@ -164,6 +245,7 @@ func (h *history) addSession(tx *lockmgr.Transaction) {
 func (h *history) certify() {
 	tx := h.transaction()
 	h.now += 1 + h.rand.Int64N(5)
+	h.lookUp(tx)
 	want := h.w.certify(tx, h.now)
 	got := h.m.Certify(tx, h.now)
 	if !reflect.DeepEqual(got, want) {
@@ -237,13 +319,21 @@ func (h *history) record() {
 }
 
 // foreign records transactions that this Manager never certified, like a
-// follower. Ids repeat sooner than the window allows there, which must not
-// matter.
+// follower. Others have, so those of sessions have no conflict. Ids repeat
+// sooner than the window allows there, which must not matter.
 func (h *history) foreign() {
 	h.m.Rollback(h.m.Committed() + 1)
 	h.w.inFlight = nil
 	h.now += 1 + h.rand.Int64N(5)
 	l := logged{h.now, h.transaction()}
+	if tx := l.tx; tx.Session != (lockmgr.ID{}) && slices.ContainsFunc(tx.Locks, func(l lockmgr.Lock) bool { return l.Mode != lockmgr.Append }) {
+		tx.HighWaterMark, tx.HasHighWaterMark = min(tx.HighWaterMark, h.w.last()), true
+		for _, l := range tx.Locks {
+			if l.Mode != lockmgr.Append {
+				tx.HighWaterMark = max(tx.HighWaterMark, h.w.ever(l.Name, 0, tx.Session))
+			}
+		}
+	}
 	h.m.Record(h.w.committed()+1, l.time, l.tx)
 	h.w.log = append(h.w.log, l)
 	h.tally["foreign"]++
@@ -326,7 +416,7 @@ func (h *history) compare() {
 			}
 		}
 	}
-	want.InFlightLocks = h.w.withOthers(want.InFlightLocks, want.Floor)
+	want.InFlightLocks = h.w.withOwners(want.InFlightLocks, want.Floor)
 	if !got.Equal(want, false) || got.SessionFloor != want.SessionFloor || len(got.Sessions) != len(want.Sessions) {
 		h.fail("state:\n got %+v\nwant %+v", got, want)
 	}
@@ -342,6 +432,11 @@ func (h *history) compare() {
 	i := slices.IndexFunc(want.Locks, func(l lockmgr.TrackedLock) bool { return overlap(l.Name, name) })
 	if i < 0 && (exact || txid != want.Floor) || i >= 0 && (!exact || txid != want.Locks[i].Txid) {
 		h.fail("newest of %s: %d, %v", name, txid, exact)
+	}
+	session := lockmgr.ID{byte(h.rand.IntN(5))}
+	besides, _ := h.w.besides(name, want.Locks, want.Floor, session)
+	if got := h.m.NewestBesides(name, session); got != besides {
+		h.fail("newest of %s besides session %d: %d, want %d", name, session[0], got, besides)
 	}
 	if err := lockmgr.Check(h.m); err != nil {
 		h.fail("%v", err)

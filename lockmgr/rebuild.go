@@ -53,9 +53,10 @@ func (m *Manager) RecordOlder(txid uint64, time int64, tx *Transaction) (more bo
 // against their order in time. The first that finds no room is the one that,
 // going forward, was forgotten last.
 func (m *Manager) olderLocks(txid uint64, tx *Transaction) {
+	by := recorderOf(txid, tx)
 	for i := len(tx.Locks) - 1; i >= 0 && !m.rebuild.locksDone; i-- {
 		l := &tx.Locks[i]
-		if l.Mode.recorded() && !m.locks.recordOlder(l.Name, txid, tx.Session, m.opts.Locks) {
+		if l.Mode.recorded() && !m.locks.recordOlder(l.Name, by.of(i, tx), m.opts.Locks) {
 			m.floor = txid
 			m.rebuild.locksDone = true
 		}

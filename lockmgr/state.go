@@ -25,6 +25,20 @@ type TrackedLock struct {
 	// the lock and is not of the session, 0 if none above the floor is known.
 	Session ID
 	Other   uint64
+	// AloneAfter and AloneThrough say where Session is known to have been alone
+	// at names that overlap, 0 if that is not known up to above the floor.
+	AloneAfter, AloneThrough uint64
+}
+
+func newTrackedLock(name string, txid uint64, o owned, floor uint64) TrackedLock {
+	l := TrackedLock{Name: name, Txid: txid, Session: o.session}
+	if o.other > floor {
+		l.Other = o.other
+	}
+	if o.alone.through > floor {
+		l.AloneAfter, l.AloneThrough = o.alone.after, o.alone.through
+	}
+	return l
 }
 
 // TrackedSession is a session that is remembered, with its newest transaction.
@@ -73,14 +87,7 @@ func StateOf(m *Manager) State {
 func (t *table) tracked(floor uint64) []TrackedLock {
 	var out []TrackedLock
 	for i := t.locks.newest(); i != 0; i = t.locks.next(i) {
-		l := TrackedLock{Name: t.name(i), Txid: t.locks.at(i).committed}
-		if o := t.owners[lockKey(i)].committed; o.session != (ID{}) {
-			l.Session = o.session
-			if o.other > floor {
-				l.Other = o.other
-			}
-		}
-		out = append(out, l)
+		out = append(out, newTrackedLock(t.name(i), t.locks.at(i).committed, t.owners[lockKey(i)].committed, floor))
 	}
 	return out
 }
@@ -102,23 +109,16 @@ func (s *sessions) tracked(last uint64) (committed, inFlight []TrackedSession) {
 // inFlightLocks returns the locks that transactions in flight record, each with
 // its newest recorder in the table.
 func (m *Manager) inFlightLocks() []TrackedLock {
-	var refs []uint32
+	var refs []ref
 	for some := range m.inflight.all(m.committed + 1) {
 		refs = append(refs, some.refs...)
 	}
 	var out []TrackedLock
 	seen := map[uint32]bool{}
-	for _, i := range slices.Backward(refs) {
-		if !seen[i] {
+	for _, r := range slices.Backward(refs) {
+		if i := r.lock; !seen[i] {
 			seen[i] = true
-			l := TrackedLock{Name: m.locks.name(i), Txid: m.locks.locks.at(i).newest}
-			if o := m.locks.owners[lockKey(i)].pending; o.session != (ID{}) {
-				l.Session = o.session
-				if o.other > m.floor {
-					l.Other = o.other
-				}
-			}
-			out = append(out, l)
+			out = append(out, newTrackedLock(m.locks.name(i), m.locks.newest(i), m.locks.owners[lockKey(i)].pending, m.floor))
 		}
 	}
 	return out

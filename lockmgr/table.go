@@ -126,23 +126,21 @@ func (t *table) above(at uint32) iter.Seq[*prefix] {
 // newest is the newest recorder of a lock, 0 if it has none.
 func (t *table) newest(i uint32) uint64 { return t.locks.at(i).newest }
 
-// recordPending makes txid, at least as new as any, the newest recorder of a
-// lock. It is in flight until commit or revert. session is that of the
-// transaction, zero if it has none.
-func (t *table) recordPending(i uint32, txid uint64, session ID) {
-	t.ownPending(i, session)
+// recordPending makes a transaction, at least as new as any, the newest
+// recorder of a lock. It is in flight until commit or revert.
+func (t *table) recordPending(i uint32, by recorder) {
+	t.ownPending(i, by)
 	l := t.locks.at(i)
-	l.newest = txid
+	l.newest = by.txid
 	for p := range t.above(l.parent) {
-		p.newest = txid
+		p.newest = by.txid
 	}
 }
 
-// commit makes txid, at least as new as any that is committed, the newest
-// committed recorder of a lock. It was recorded as pending before, with the
-// same session.
-func (t *table) commit(i uint32, txid uint64, session ID) {
-	t.ownCommitted(i, session)
+// commit makes a transaction, at least as new as any that is committed, the
+// newest committed recorder of a lock. It was recorded as pending before.
+func (t *table) commit(i uint32, by recorder) {
+	t.ownCommitted(i, by)
 	l := t.locks.at(i)
 	if l.committed != 0 {
 		t.locks.renew(i)
@@ -150,9 +148,9 @@ func (t *table) commit(i uint32, txid uint64, session ID) {
 		t.locks.enterNewest(i)
 		t.keep(l.parent)
 	}
-	l.committed = txid
+	l.committed = by.txid
 	for p := range t.above(l.parent) {
-		p.committed = txid
+		p.committed = by.txid
 	}
 }
 
@@ -176,22 +174,22 @@ func (t *table) dropUnknown(i uint32) {
 	}
 }
 
-// recordOlder makes txid, at most as new as any, the recorder of name unless
-// name is known already. It returns false and changes nothing if that would
-// need more than limit names. Nothing may be in flight.
-func (t *table) recordOlder(name string, txid uint64, session ID, limit int) bool {
+// recordOlder makes a transaction, at most as new as any, the recorder of name
+// unless name is known already. It returns false and changes nothing if that
+// would need more than limit names. Nothing may be in flight.
+func (t *table) recordOlder(name string, by recorder, limit int) bool {
 	if t.len() >= limit && !t.known(name) {
 		return false
 	}
 	i := t.index(name)
-	t.ownOlder(i, txid, session)
+	t.ownOlder(i, by)
 	l := t.locks.at(i)
 	if l.committed != 0 {
 		return true
 	}
 	t.locks.enterOldest(i)
 	t.keep(l.parent)
-	l.recorders = recorders{txid, txid}
+	l.recorders = recorders{by.txid, by.txid}
 	for p := range t.above(l.parent) {
 		p.add(l.recorders)
 	}

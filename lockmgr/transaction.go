@@ -68,7 +68,8 @@ type Transaction struct {
 	// Session, if given, is the [HashID] of its session's name, and SessionSeq
 	// its number there. Number 1 begins a session, and each other number passes
 	// if the one before it has passed. What the session has recorded does not
-	// conflict.
+	// conflict. A recorded transaction of a session must have been certified
+	// with its mark: later ones rely on it.
 	Session    ID
 	SessionSeq uint64
 }

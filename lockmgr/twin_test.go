@@ -41,30 +41,84 @@ func (w *twin) locks() (known []lockmgr.TrackedLock, floor uint64) {
 				continue
 			}
 			if len(known) == w.opts.Locks {
-				return w.withOthers(known, txid), txid
+				return w.withOwners(known, txid), txid
 			}
 			known = append(known, lockmgr.TrackedLock{Name: locks[i].Name, Txid: txid})
 		}
 	}
-	return w.withOthers(known, w.first-1), w.first - 1
+	return w.withOwners(known, w.first-1), w.first - 1
 }
 
-// withOthers adds to locks whose newest recorder is of a session the newest one
-// that is not, if that is above the floor.
-func (w *twin) withOthers(locks []lockmgr.TrackedLock, floor uint64) []lockmgr.TrackedLock {
+// withOwners adds to locks whose newest recorder is of a session the newest one
+// that is not, and where the session was alone, as far as transactions above
+// the floor say so.
+func (w *twin) withOwners(locks []lockmgr.TrackedLock, floor uint64) []lockmgr.TrackedLock {
 	for i := range locks {
 		l := &locks[i]
 		if l.Session = w.at(l.Txid).tx.Session; l.Session == (lockmgr.ID{}) {
 			continue
 		}
-		for txid := l.Txid - 1; txid > floor && l.Other == 0; txid-- {
-			tx := w.at(txid).tx
-			if tx.Session != l.Session && slices.ContainsFunc(tx.Locks, func(o lockmgr.Lock) bool { return o.Name == l.Name && o.Mode != lockmgr.Read }) {
+		for txid := l.Txid; txid > floor && l.Other == 0; txid-- {
+			switch tx := w.at(txid).tx; {
+			case !records(tx, l.Name):
+			case tx.Session != l.Session:
 				l.Other = txid
+			case l.AloneThrough == 0 && checks(tx, l.Name):
+				l.AloneAfter, l.AloneThrough = tx.HighWaterMark, txid
 			}
 		}
 	}
 	return locks
+}
+
+// records reports whether a transaction records a name itself.
+func records(tx *lockmgr.Transaction, name string) bool {
+	return slices.ContainsFunc(tx.Locks, func(l lockmgr.Lock) bool { return l.Name == name && l.Mode != lockmgr.Read })
+}
+
+// checks reports whether a transaction checks all that a name stands for, by
+// one lock.
+func checks(tx *lockmgr.Transaction, name string) bool {
+	return slices.ContainsFunc(tx.Locks, func(l lockmgr.Lock) bool { return l.Mode != lockmgr.Append && contains(l.Name, name) })
+}
+
+// besides computes the newest recorder of locks that overlap name other than of
+// a session. If none is known above the floor it is at most txid.
+//
+// That is the floor, or what the session's own transactions say: the newest
+// that has recorded a lock which holds name, and has checked it, has met no
+// other since its mark. If name is a subtree, so has the newest that has
+// recorded anything in it and has checked all of it.
+func (w *twin) besides(name string, locks []lockmgr.TrackedLock, floor uint64, session lockmgr.ID) (txid uint64, known bool) {
+	if session == (lockmgr.ID{}) {
+		txid, forgotten := w.newest(name, locks, floor)
+		return txid, !forgotten
+	}
+	if txid := w.ever(name, floor, session); txid > 0 {
+		return txid, true
+	}
+	most := floor
+	var seen []string
+	for txid := w.last(); txid > floor; txid-- {
+		tx := w.at(txid).tx
+		if tx.Session != session {
+			continue
+		}
+		evidence := func(key, checked string) {
+			if !slices.Contains(seen, key) && checks(tx, checked) {
+				seen, most = append(seen, key), min(most, tx.HighWaterMark)
+			}
+		}
+		for _, l := range tx.Locks {
+			if l.Mode != lockmgr.Read && contains(l.Name, name) {
+				evidence("lock "+l.Name, l.Name)
+			}
+			if l.Mode != lockmgr.Read && contains(name, l.Name) && strings.HasSuffix(name, ">") {
+				evidence("prefix", name)
+			}
+		}
+	}
+	return most, false
 }
 
 // sessions returns the committed sessions that are known, newest first, and
@@ -178,14 +232,13 @@ func (w *twin) certify(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 		}
 		return v
 	}
-	known, floor := w.locks()
+	locks, floor := w.locks()
 	v := lockmgr.Verdict{Outcome: lockmgr.Pass, Txid: w.last() + 1}
-	for _, l := range tx.Locks {
-		txid, forgotten := w.newest(l.Name, known, floor)
-		if tx.Session != (lockmgr.ID{}) {
-			if txid, forgotten = w.ever(l.Name, floor, tx.Session), false; txid == 0 {
-				txid, forgotten = floor, true
-			}
+	for i, l := range tx.Locks {
+		txid, known := w.besides(l.Name, locks, floor, tx.Session)
+		forgotten := !known
+		if forgotten && txid > tx.HighWaterMark && tx.Older != nil && tx.Through >= floor {
+			txid, forgotten = tx.Older[i].Txid, tx.Older[i].Forgotten
 		}
 		if l.Mode != lockmgr.Append && txid > tx.HighWaterMark {
 			v.Outcome, v.Txid = lockmgr.Conflicted, 0
@@ -241,7 +294,12 @@ func (w *twin) newest(name string, known []lockmgr.TrackedLock, floor uint64) (t
 // that recorded a lock overlapping name and is not of a session: the truth,
 // with nothing ever forgotten.
 func (w *twin) ever(name string, after uint64, session lockmgr.ID) uint64 {
-	for txid := w.last(); txid > after; txid-- {
+	return w.newestOf(name, after, w.last(), session)
+}
+
+// newestOf is ever up to a txid.
+func (w *twin) newestOf(name string, after, through uint64, session lockmgr.ID) uint64 {
+	for txid := through; txid > after; txid-- {
 		if session != (lockmgr.ID{}) && w.at(txid).tx.Session == session {
 			continue
 		}
@@ -249,6 +307,22 @@ func (w *twin) ever(name string, after uint64, session lockmgr.ID) uint64 {
 			if l.Mode != lockmgr.Read && overlap(l.Name, name) {
 				return txid
 			}
+		}
+	}
+	return 0
+}
+
+// contains reports whether a name stands for all that another one stands for.
+func contains(all, name string) bool {
+	return all == name || strings.HasSuffix(all, ">") && strings.HasPrefix(name, strings.TrimSuffix(all, ">"))
+}
+
+// lastOwn returns the last transaction of a session that has recorded a name
+// and checked it, 0 if none has.
+func (w *twin) lastOwn(name string, session lockmgr.ID) uint64 {
+	for txid := w.last(); txid > 0; txid-- {
+		if tx := w.at(txid).tx; tx.Session == session && records(tx, name) && checks(tx, name) {
+			return txid
 		}
 	}
 	return 0
