@@ -100,7 +100,7 @@ type Options struct {
 	CatchUpRate int64
 
 	// MaxLocks is the capacity of each partition's lock table, in locks of
-	// about 100 bytes of memory, and 200 if a session recorded it. Default
+	// about 100 bytes of memory, and 260 if a session recorded it. Default
 	// 1,000,000.
 	MaxLocks int
 	// MaxMsgIDs is how many message ids each partition remembers at most, at

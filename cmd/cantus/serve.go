@@ -50,7 +50,7 @@ type serveFlags struct {
 	ElectionTimeout duration     `group:"cluster" placeholder:"TIME" default:"500ms" env:"CANTUS_ELECTION_TIMEOUT" help:"How long a follower hears nothing from its leader before it stands for election."`
 	CatchUpRate     byteSize     `group:"cluster" placeholder:"SIZE" default:"16MiB" env:"CANTUS_CATCH_UP_RATE" help:"Bytes a second that are sent, at most, to replicas that are far behind."`
 
-	Locks       count    `group:"limits" placeholder:"N" default:"1000000" env:"CANTUS_LOCKS" help:"Recorded locks that a partition knows exactly; about 100 bytes of memory each, and 200 if a session recorded them."`
+	Locks       count    `group:"limits" placeholder:"N" default:"1000000" env:"CANTUS_LOCKS" help:"Recorded locks that a partition knows exactly; about 100 bytes of memory each, and 260 if a session recorded them."`
 	MsgIDs      count    `group:"limits" name:"msg-ids" placeholder:"N" default:"1000000" env:"CANTUS_MSG_IDS" help:"Message ids that a partition remembers at most; about 100 bytes of memory each."`
 	MsgIDWindow duration `group:"limits" name:"msg-id-window" placeholder:"TIME" default:"2m" env:"CANTUS_MSG_ID_WINDOW" help:"How long a message id is remembered."`
 	QueueSize   byteSize `group:"limits" placeholder:"SIZE" default:"32MiB" env:"CANTUS_QUEUE_SIZE" help:"Requests that wait in front of a partition; beyond it they are refused as busy."`
