@@ -137,7 +137,7 @@ func (s *dataSim) Run(ctx context.Context, schedule sim.Schedule) {
 		same = s.Converged() || len(s.cluster.Failures()) > 0
 	}
 	if !same {
-		s.cluster.Fail("the replicas are not the same a minute after the last fault")
+		s.cluster.Fail("the replicas are not the same a minute after the last fault: %s", s.Positions())
 	}
 	s.compareDigests()
 	s.cluster.Stop()
@@ -172,7 +172,7 @@ func (s *dataSim) compareDigests() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var want wal.Digest
-	compared := ""
+	compared, mark := "", uint64(0)
 	for name, n := range s.nodes {
 		r := n.p.state
 		r.mu.Lock()
@@ -180,9 +180,9 @@ func (s *dataSim) compareDigests() {
 		r.mu.Unlock()
 		s.judge.setFirst(first)
 		if compared != "" && digest != want {
-			s.cluster.Fail("the digests of %s and %s differ", compared, name)
+			s.cluster.Fail("the digests of %s and %s differ, at transactions %d and %d", compared, name, mark, r.mark.Load())
 		}
-		want, compared = digest, name
+		want, compared, mark = digest, name, r.mark.Load()
 	}
 }
 

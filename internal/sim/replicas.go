@@ -3,7 +3,9 @@ package sim
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -113,6 +115,22 @@ func (r *Replicas) Converged() bool {
 		}
 	}
 	return true
+}
+
+// Positions says where each node's replica is.
+func (r *Replicas) Positions() string {
+	var all []string
+	for _, n := range r.Cluster.Nodes {
+		g := n.Group()
+		if g == nil {
+			all = append(all, n.Name+" has no replica")
+			continue
+		}
+		s := g.Status()
+		all = append(all, fmt.Sprintf("%s is a %s in term %d, has applied %d, knows that %d is committed, and its log ends at %d",
+			n.Name, s.State, s.Term, s.AppliedIndex, s.CommitIndex, s.LastIndex))
+	}
+	return strings.Join(all, "; ")
 }
 
 // Process implements [App].
