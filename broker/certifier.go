@@ -121,6 +121,9 @@ func (c *certifier) enter(r *request, at int64, out *certification) {
 // judge decides on a request, which follows those that have passed.
 func (c *certifier) judge(r *request, at int64, passed []*request) judged {
 	j := judged{r: r, verdict: c.table.Check(&r.cert, at), last: c.table.Last()}
+	if r.yields(j.verdict) {
+		j.verdict = lockmgr.Verdict{}
+	}
 	if j.verdict.Outcome != lockmgr.Pass || len(r.unless) == 0 {
 		return j
 	}
@@ -132,6 +135,16 @@ func (c *certifier) judge(r *request, at int64, passed []*request) judged {
 		j.verdict.DependsOn = txid
 	}
 	return j
+}
+
+// yields reports whether a verdict on a request's locks yields to that on its
+// condition: the log has a match for that, and none of the locks. They only
+// count as recorded because the table has forgotten more since, and what is
+// refused anyway is not looked up again.
+func (r *request) yields(v lockmgr.Verdict) bool {
+	f := r.finding
+	return v.Outcome == lockmgr.Conflicted && f != nil && f.matches() && !f.conflicts() &&
+		!slices.ContainsFunc(v.Conflicts, func(c lockmgr.Conflict) bool { return !c.Forgotten })
 }
 
 // match returns the first item of a request's condition that matches, nil if

@@ -325,7 +325,7 @@ func (h *conditionHistory) checkRefused(j judged, all []*wal.Transaction, before
 			h.tally["conflict in a session"]++
 		}
 		depends = j.verdict.Conflicts[0].Txid
-		n := 0
+		n, uncertain := 0, 0
 		for _, l := range r.cert.Locks {
 			txid := newestMatch(new(r.lockItem(l.Name)), all, max(mark, h.trimmed))
 			i := slices.IndexFunc(j.verdict.Conflicts, func(c lockmgr.Conflict) bool { return c.Name == l.Name && c.Mode == l.Mode })
@@ -336,7 +336,8 @@ func (h *conditionHistory) checkRefused(j judged, all []*wal.Transaction, before
 			case i >= 0 && j.verdict.Conflicts[i].Forgotten:
 				n++
 				if r.finding != nil && r.finding.decides() {
-					break // it is refused anyway, and not looked up again
+					uncertain++ // it is refused anyway, and not looked up again
+					break
 				}
 				allowForgotten(j.verdict.Conflicts[i].Txid, l.Name)
 			case i >= 0 && j.verdict.Conflicts[i].Txid != newestMatch(new(r.lockItem(l.Name)), all, mark):
@@ -347,6 +348,9 @@ func (h *conditionHistory) checkRefused(j judged, all []*wal.Transaction, before
 		}
 		if n != len(j.verdict.Conflicts) {
 			h.fatalf("%d conflicts of %d", n, len(j.verdict.Conflicts))
+		}
+		if uncertain == n && !r.finding.conflicts() {
+			h.fatalf("its condition matches, and it was refused for %+v, which may be none", j.verdict.Conflicts)
 		}
 	default:
 		h.fatalf("verdict %+v", j.verdict)

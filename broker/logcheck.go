@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
@@ -64,18 +65,16 @@ type logFinding struct {
 
 // decides reports whether the transaction is refused whatever comes after
 // through.
-func (f *logFinding) decides() bool {
-	for _, l := range f.locks {
-		if l.Txid > 0 {
-			return true
-		}
-	}
-	for i := range f.unless {
-		if f.unless[i].Txid > 0 {
-			return true
-		}
-	}
-	return false
+func (f *logFinding) decides() bool { return f.conflicts() || f.matches() }
+
+// conflicts reports whether a lock decides that.
+func (f *logFinding) conflicts() bool {
+	return slices.ContainsFunc(f.locks, func(l lockmgr.Recorder) bool { return l.Txid > 0 })
+}
+
+// matches reports whether the condition does.
+func (f *logFinding) matches() bool {
+	return slices.ContainsFunc(f.unless, func(m subjects.MatchedCondition) bool { return m.Txid > 0 })
 }
 
 // run looks at messages until ctx ends.

@@ -99,3 +99,42 @@ func TestAMessageWhoseTransactionsAreComparedWithEachOther(t *testing.T) {
 		}
 	}
 }
+
+// What the log has a match for is refused because of that, and not because of a
+// lock that the leader has forgotten since the search, and that nobody may have
+// recorded.
+func TestAMatchIsTheAnswerAndNotAForgottenLock(t *testing.T) {
+	c := newCertifier(lockmgr.Options{Locks: 1}, time.Now)
+	commit := func(lock string) {
+		out := c.certify(1, []*request{decodeIn(t, &natslink.Message{}, "Cantus-Append-Lock: "+lock+"\r\n")})
+		recordCertified(t, c, out.data)
+	}
+	for _, lock := range []string{"x", "y", "z"} {
+		commit(lock)
+	}
+	send := func(locks ...lockmgr.Recorder) judged {
+		r := &request{message: &natslink.Message{}, finding: &logFinding{
+			checks: 1, through: 3, locks: locks, unless: []subjects.MatchedCondition{{Item: 0, Txid: 1}},
+		}}
+		header := "NATS/1.0\r\nCantus-High-Water-Mark: 0\r\nCantus-Write-Lock: own\r\nCantus-Unless: {\"locks\":[\"x\"]}\r\n\r\n"
+		if err := r.decode([]byte(header), nil, 1<<20); err != nil {
+			t.Fatal(err)
+		}
+		out := c.certify(1, []*request{r})
+		if len(out.notPassed) != 1 {
+			t.Fatalf("%d pass, %d do not, %d messages leave", len(out.passed), len(out.notPassed), len(out.parked))
+		}
+		return out.notPassed[0]
+	}
+	for range 2 {
+		if j := send(lockmgr.Recorder{}); j.matched == nil || j.matched.Txid != 1 || j.matched.Forgotten || j.verdict.Conflicts != nil {
+			t.Errorf("floor %d: %+v, %+v", c.stats().Floor, j.verdict, j.matched)
+		}
+		commit("v") // after the search
+		commit("w")
+	}
+	// A lock that the log has a recorder of comes first.
+	if j := send(lockmgr.Recorder{Txid: 2}); j.matched != nil || len(j.verdict.Conflicts) != 1 || !j.verdict.Conflicts[0].Forgotten {
+		t.Errorf("floor %d: %+v, %+v", c.stats().Floor, j.verdict, j.matched)
+	}
+}

@@ -123,9 +123,15 @@ func (j *dataJudge) newestBesides(session string, all []uint64) uint64 {
 	return 0
 }
 
-// isRecorded reports whether a transaction after a request's mark, and not of
-// its session, has recorded a lock that the request conflicted with.
-func (j *dataJudge) isRecorded(r *dataRequest, c subjects.ConflictingLock) bool {
+// isCertain reports whether a conflict justifies a refusal: the lock is known,
+// the log was trimmed, or a transaction after the request's mark, and not of
+// its session, has recorded it. One that was found in the log counts as
+// forgotten, too, if the table has forgotten more by then: a newer one may have
+// recorded it.
+func (j *dataJudge) isCertain(r *dataRequest, c subjects.ConflictingLock) bool {
+	if !c.Forgotten || c.Txid < j.keeps {
+		return true
+	}
 	item := queryItem{locks: []string{c.Lock}, besides: r.session}
 	for txid := r.mark + 1; txid <= min(c.Txid, uint64(len(j.log))); txid++ {
 		if j.log[txid-1].matches(&item) {

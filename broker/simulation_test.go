@@ -838,13 +838,13 @@ func (j *dataJudge) judgeMatch(r *dataRequest, m *subjects.MatchedCondition) {
 }
 
 // judgeConflict checks that a transaction justifies a refusal. If the log was
-// trimmed, it may be forgotten.
+// trimmed, it may be forgotten. So may all others once one is certain: what is
+// refused anyway is not looked up again.
 func (j *dataJudge) judgeConflict(r *dataRequest, c subjects.ConflictingLock) {
 	if c.Forgotten {
-		// A lock that was found in the log counts as forgotten, too, if the table
-		// has forgotten more by then: a newer one may have recorded it.
-		if c.Txid >= j.keeps && len(r.reply.Error.Conflicts) == 1 && !j.isRecorded(r, c) {
-			j.cluster.Fail("%s was refused because of what could not be looked up before %d, and nothing after %d was trimmed", r.id, c.Txid, j.keeps)
+		if !slices.ContainsFunc(r.reply.Error.Conflicts, func(c subjects.ConflictingLock) bool { return j.isCertain(r, c) }) {
+			j.cluster.Fail("%s with mark %d was refused because of locks that could not be looked up before %d, and nothing after %d was trimmed: %+v",
+				r.id, r.mark, c.Txid, j.keeps, r.reply.Error.Conflicts)
 		}
 		return
 	}
