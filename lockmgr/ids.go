@@ -8,8 +8,9 @@ import "hash/maphash"
 type ids struct {
 	seed    maphash.Seed
 	records fifo[idRecord]
-	void    int   // how many records are void; the oldest never is
-	byID    index // removed records stay in it until a shard is full
+	void    int    // how many records are void; the oldest never is
+	from    uint64 // all ids of transactions from here on are known
+	byID    index  // removed records stay in it until a shard is full
 }
 
 type idRecord struct {
@@ -20,7 +21,7 @@ type idRecord struct {
 }
 
 func newIDs() *ids {
-	s := &ids{seed: maphash.MakeSeed(), records: newFIFO[idRecord]()}
+	s := &ids{seed: maphash.MakeSeed(), from: 1, records: newFIFO[idRecord]()}
 	s.byID.holds = func(short uint32) bool {
 		_, held := s.records.number(short)
 		return held
@@ -110,6 +111,7 @@ func (s *ids) oldestSince(time int64, last uint64) uint64 {
 func (s *ids) oldest() *idRecord { return s.records.at(s.records.first) }
 
 func (s *ids) dropOldest() {
+	s.from = s.oldest().txid + 1
 	s.records.dropOldest()
 	s.skip()
 }

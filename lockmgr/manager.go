@@ -65,6 +65,9 @@ func (m *Manager) Check(tx *Transaction, now int64) Verdict {
 	if v := m.checkID(tx, m.use, now); v.Outcome != Pass {
 		return v
 	}
+	if m.opts.IDsInLog && tx.Earlier.Txid > m.trimmed {
+		return m.repeats(tx, tx.Earlier)
+	}
 	if tx.HasHighWaterMark && tx.HighWaterMark > m.Last() {
 		return Verdict{Outcome: Ahead}
 	}
@@ -126,8 +129,8 @@ func (m *Manager) Enter(tx *Transaction, now int64) uint64 {
 }
 
 // Repeat checks the message id alone, as Certify does first: its Outcome is
-// Duplicate or IDReused, or Pass if the id is new or none was given. It changes
-// nothing.
+// Duplicate or IDReused, or Pass if the table does not know the id or none was
+// given. It changes nothing.
 func (m *Manager) Repeat(tx *Transaction, now int64) Verdict {
 	m.mustNotRebuild()
 	return m.checkID(tx, m.newestUse(tx), now)
@@ -141,17 +144,42 @@ func (m *Manager) newestUse(tx *Transaction) *idRecord {
 	return m.ids.find(tx.ID)
 }
 
+// UnknownID returns the last transaction up to which the log may have the
+// message id of a transaction although the table does not know it. It returns 0
+// if the table knows the id or every id in the log, if EarlierThrough reaches
+// as far, or without [Options.IDsInLog]. A number in a session is known without
+// the log.
+//
+// Otherwise the transaction may only be checked once the caller has looked the
+// id up in the log, at least that far.
+func (m *Manager) UnknownID(tx *Transaction) (through uint64) {
+	if !m.opts.IDsInLog || tx.ID == (ID{}) || tx.Session != (ID{}) {
+		return 0
+	}
+	through = m.ids.from - 1
+	if through <= m.trimmed || through <= tx.EarlierThrough || m.ids.find(tx.ID) != nil {
+		return 0
+	}
+	return through
+}
+
 // checkID decides what an earlier use of the message id means.
 func (m *Manager) checkID(tx *Transaction, first *idRecord, now int64) Verdict {
-	if first == nil || first.time < now-m.window {
+	if first == nil || first.time < now-m.window && !m.opts.IDsInLog {
 		return Verdict{}
 	}
-	v := Verdict{Outcome: Duplicate, Txid: first.txid, Time: first.time}
-	if first.fingerprint != tx.Fingerprint {
+	return m.repeats(tx, Use{first.txid, first.time, first.fingerprint})
+}
+
+// repeats returns the verdict on a transaction whose message id was used
+// before.
+func (m *Manager) repeats(tx *Transaction, first Use) Verdict {
+	v := Verdict{Outcome: Duplicate, Txid: first.Txid, Time: first.Time}
+	if first.Fingerprint != tx.Fingerprint {
 		v.Outcome = IDReused
 	}
-	if first.txid > m.committed {
-		v.DependsOn = first.txid
+	if first.Txid > m.committed {
+		v.DependsOn = first.Txid
 	}
 	return v
 }

@@ -21,6 +21,12 @@ type Options struct {
 	// IDWindow is how long a message id is remembered, by the log's time;
 	// default 2 minutes.
 	IDWindow time.Duration
+
+	// IDsInLog has a message id count for as long as the log has its
+	// transaction. The table still has only those that IDs and IDWindow leave
+	// in it: what it does not have, the caller looks up in the log. See
+	// [Manager.UnknownID].
+	IDsInLog bool
 }
 
 const maxTracked = 1 << 30 // indices are 32 bits wide

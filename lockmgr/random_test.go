@@ -47,7 +47,7 @@ func TestRandomHistories(t *testing.T) {
 	t.Logf("%v", tally)
 	for _, what := range []string{
 		"pass", "duplicate", "id_reused", "ahead", "wrong_last", "conflict",
-		"floor", "depends", "next of a session", "another of a session", "conflict of a session", "own lock", "session forgotten", "alone", "alone across a trim", "looked up", "rollback", "rollback of some", "rebuild", "rebuild cut short", "forget", "advance", "foreign",
+		"floor", "depends", "next of a session", "another of a session", "conflict of a session", "own lock", "session forgotten", "id looked up", "id found", "alone", "alone across a trim", "looked up", "rollback", "rollback of some", "rebuild", "rebuild cut short", "forget", "advance", "foreign",
 	} {
 		if count >= 1000 && tally[what] < count/100 {
 			t.Errorf("%q came up %d times only in %d histories", what, tally[what], count)
@@ -73,8 +73,9 @@ type history struct {
 func newHistory(t *testing.T, seed uint64) *history {
 	r := rand.New(rand.NewPCG(seed, 0))
 	opts := lockmgr.Options{Locks: 1 + r.IntN(6), IDs: 1 + r.IntN(4), Sessions: 1 + r.IntN(3), IDWindow: time.Duration(1 + r.IntN(30))}
+	opts.IDsInLog = r.IntN(2) == 0
 	h := &history{t: t, seed: seed, rand: r, tally: map[string]int{}, marks: map[lockmgr.ID]uint64{}}
-	h.m, h.w = lockmgr.New(opts), &twin{opts: opts, first: 1}
+	h.m, h.w = lockmgr.New(opts), &twin{opts: opts, first: 1, kept: 1}
 	h.sessions = r.IntN(2) == 0
 	h.alone = h.sessions && r.IntN(3) > 0
 	// Half of the histories use a few names only, so that locks meet more
@@ -245,6 +246,7 @@ func (h *history) checkUnknown(tx *lockmgr.Transaction, unknown []int) {
 func (h *history) certify() {
 	tx := h.transaction()
 	h.now += 1 + h.rand.Int64N(5)
+	h.lookUpID(tx)
 	h.lookUp(tx)
 	want := h.w.certify(tx, h.now)
 	got := h.m.Certify(tx, h.now)
@@ -259,6 +261,26 @@ func (h *history) certify() {
 	}
 	if got.Outcome == lockmgr.Pass {
 		h.w.inFlight = append(h.w.inFlight, logged{h.now, tx})
+	}
+}
+
+// lookUpID looks in the log for a message id as long as the Manager does not
+// know whether it is there. Meanwhile transactions may commit.
+func (h *history) lookUpID(tx *lockmgr.Transaction) {
+	for h.m.UnknownID(tx) > 0 {
+		through := h.m.UnknownID(tx)
+		through += uint64(h.rand.Int64N(int64(h.w.committed() - through + 1)))
+		tx.Earlier, tx.EarlierThrough = h.w.use(tx.ID, through), through
+		h.tally["id looked up"]++
+		if tx.Earlier.Txid > 0 {
+			h.tally["id found"]++
+		}
+		if h.rand.IntN(3) == 0 {
+			h.record()
+		}
+		if h.rand.IntN(20) == 0 {
+			h.forget()
+		}
 	}
 }
 
@@ -358,7 +380,8 @@ func (h *history) forget() {
 	}
 	first := h.w.committed() + 2 - min(h.w.committed(), uint64(h.rand.IntN(6)))
 	h.m.Forget(first)
-	h.w.first = max(h.w.first, min(first, h.w.committed()+1))
+	first = min(first, h.w.committed()+1)
+	h.w.first, h.w.kept = max(h.w.first, first), max(h.w.kept, first)
 	h.tally["forget"]++
 	h.compare()
 }
@@ -377,6 +400,7 @@ func (h *history) advance() {
 // rebuild builds the state anew from the log, and continues with it.
 func (h *history) rebuild() {
 	h.w.inFlight = nil
+	h.w.kept = h.w.first // the log begins there, whatever it was
 	stop := h.w.first
 	if h.rand.IntN(4) == 0 && h.w.committed() > 0 {
 		// A walk that stops early is a trim there, which the twin can do too.

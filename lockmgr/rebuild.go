@@ -65,12 +65,14 @@ func (m *Manager) olderLocks(txid uint64, tx *Transaction) {
 
 func (m *Manager) olderID(txid uint64, time int64, tx *Transaction) {
 	r := m.rebuild
-	if time < m.time-m.window {
-		r.idsDone = true
+	if time < m.time-m.window && !r.idsDone {
+		r.idsDone, m.ids.from = true, txid+1
 	}
 	if !r.idsDone && tx.ID != (ID{}) {
 		m.ids.addOlder(idRecord{id: tx.ID, txid: txid, time: time, fingerprint: tx.Fingerprint})
-		r.idsDone = m.ids.len() == m.opts.IDs
+		if m.ids.len() == m.opts.IDs {
+			r.idsDone, m.ids.from = true, txid
+		}
 	}
 }
 
@@ -98,6 +100,9 @@ func (m *Manager) Rebuilt(first uint64) {
 	}
 	if !r.locksDone {
 		m.floor = r.next
+	}
+	if !r.idsDone {
+		m.ids.from = r.next + 1
 	}
 	if !r.sessionsDone {
 		m.sessions.floor = r.next

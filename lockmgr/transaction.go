@@ -65,6 +65,12 @@ type Transaction struct {
 	ID          ID
 	Fingerprint uint64
 
+	// Earlier is the newest use of ID that the caller has found in the log up to
+	// txid EarlierThrough. It decides if the table does not know the id: see
+	// [Manager.UnknownID].
+	Earlier        Use
+	EarlierThrough uint64
+
 	// Session, if given, is the [HashID] of its session's name, and SessionSeq
 	// its number there. Number 1 begins a session, and each other number passes
 	// if the one before it has passed. What the session has recorded does not
@@ -72,4 +78,11 @@ type Transaction struct {
 	// with its mark: later ones rely on it.
 	Session    ID
 	SessionSeq uint64
+}
+
+// Use is a committed transaction that has a message id; the zero Use is none.
+type Use struct {
+	Txid        uint64
+	Time        int64 // in Unix nanoseconds
+	Fingerprint uint64
 }

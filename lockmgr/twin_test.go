@@ -16,6 +16,7 @@ type twin struct {
 	log      []logged // txid 1 first; forgotten ones too
 	inFlight []logged
 	first    uint64 // what is below is forgotten
+	kept     uint64 // the first transaction that a trim has left
 	time     int64  // of the newest advance
 	walked   uint64 // the last rebuild has read the log from here on
 }
@@ -260,8 +261,14 @@ func (w *twin) duplicate(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 	for txid := w.last(); txid > w.committed(); txid-- {
 		known = addID(known, txid, w.at(txid))
 	}
-	for _, id := range append(known, w.ids()...) {
-		if id.ID != tx.ID || id.Time < now-int64(w.opts.IDWindow) {
+	known = append(known, w.ids()...)
+	if w.opts.IDsInLog && tx.Session == (lockmgr.ID{}) {
+		if u := w.use(tx.ID, w.committed()); u.Txid > 0 {
+			known = append(known, lockmgr.TrackedID{ID: tx.ID, Txid: u.Txid, Time: u.Time, Fingerprint: u.Fingerprint})
+		}
+	}
+	for _, id := range known {
+		if id.ID != tx.ID || id.Time < now-int64(w.opts.IDWindow) && !w.opts.IDsInLog {
 			continue
 		}
 		v := lockmgr.Verdict{Outcome: lockmgr.Duplicate, Txid: id.Txid, Time: id.Time}
@@ -274,6 +281,17 @@ func (w *twin) duplicate(tx *lockmgr.Transaction, now int64) lockmgr.Verdict {
 		return v
 	}
 	return lockmgr.Verdict{}
+}
+
+// use returns the newest use of an id up to a transaction in the log that a
+// trim has left, the zero Use if there is none.
+func (w *twin) use(id lockmgr.ID, through uint64) lockmgr.Use {
+	for txid := through; txid >= w.kept; txid-- {
+		if l := w.log[txid-1]; l.tx.ID == id {
+			return lockmgr.Use{Txid: txid, Time: l.time, Fingerprint: l.tx.Fingerprint}
+		}
+	}
+	return lockmgr.Use{}
 }
 
 // newest tries the transactions in flight, then the known locks, then the

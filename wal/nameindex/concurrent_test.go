@@ -2,6 +2,7 @@ package nameindex
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -13,11 +14,12 @@ import (
 // all that the index had when it began, or says that a part is missing.
 func TestSearchesBesideChanges(t *testing.T) {
 	t.Parallel()
-	x, err := Open(t.TempDir(), Options{merge: 4})
+	budget := NewBudget(1 << 20)
+	budget.files.most = 3
+	x, err := Open(t.TempDir(), Options{Budget: budget, merge: 4})
 	if err != nil {
 		t.Fatal(err)
 	}
-	x.budget.files.most = 3
 	x.Begin(1)
 	rare := x.Keys().Kind("rare")
 	r := rand.New(rand.NewPCG(3, 4))
@@ -44,6 +46,12 @@ func TestSearchesBesideChanges(t *testing.T) {
 					}
 					want += 32
 				}
+				for n := first; n <= last; n += 7 {
+					if may, _, to := x.MayHave(x.Keys().MsgID(fmt.Sprint(n))); !may && to >= n {
+						t.Errorf("the id of %d is not there", n)
+						return
+					}
+				}
 				if want <= last {
 					t.Errorf("the search ends before %d of %d", want, last)
 				}
@@ -52,7 +60,7 @@ func TestSearchesBesideChanges(t *testing.T) {
 	}
 	for x.Next() < testkit.Sized[uint64](5_000, 20_000, 1_000_000) {
 		n := x.Next()
-		var keys []Key
+		keys := []Key{x.Keys().MsgID(fmt.Sprint(n))}
 		if n%32 == 1 {
 			keys = append(keys, rare)
 		}

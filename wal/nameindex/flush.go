@@ -29,6 +29,7 @@ func (x *Index) Publish(stamp uint64) error {
 	}
 	x.count()
 	x.show()
+	x.levelFilter()
 	switch over := x.budget.used.Load() > x.budget.limit; {
 	case x.next-x.first >= runTransactions,
 		len(x.later) > 0 && x.later[0].first == x.next,
@@ -81,6 +82,7 @@ func (x *Index) Flush() error {
 	for len(x.later) > 0 && x.later[0].first == x.next {
 		x.runs, x.later = append(x.runs, x.later[0]), x.later[1:]
 		x.next = x.runs[len(x.runs)-1].last + 1
+		x.ids.forget() // nobody has added those of the run
 	}
 	x.stamp = x.runs[len(x.runs)-1].stamp
 	x.clearTail(x.next)
@@ -177,11 +179,8 @@ func (x *Index) adopt() {
 // replace puts a merged run in place. If one that it was made of is gone,
 // nothing changes; a damaged one is removed.
 func (x *Index) replace(r mergeResult) {
-	var damage *DamageError
-	if errors.As(r.err, &damage) {
-		x.Drop(damage.First)
-	}
 	if r.err != nil {
+		x.dropDamaged(r.err)
 		return
 	}
 	at := slices.Index(x.runs, r.from[0])
@@ -218,6 +217,7 @@ func (x *Index) trim(first uint64) {
 // Close waits for a merge, and flushes what is in memory.
 func (x *Index) Close() error {
 	x.closing = true
+	x.ids.stop()
 	if x.merged != nil {
 		r := <-x.merged
 		x.merged = nil

@@ -79,6 +79,7 @@ type Index struct {
 	room   func(bytes int64) bool
 	hasher Hasher
 	view   atomic.Pointer[view]
+	ids    idFilter
 
 	// The fields below belong to the goroutine that changes the index.
 
@@ -106,6 +107,7 @@ type view struct {
 	fresh   fresh
 	common  []commonList
 	places  []uint64
+	ids     *filter // of all message ids, nil while it is made
 }
 
 type mergeResult struct {
@@ -139,6 +141,7 @@ func Open(dir string, o Options) (*Index, error) {
 	}
 	x.chain(found)
 	x.show()
+	x.levelFilter()
 	return x, nil
 }
 
@@ -229,6 +232,7 @@ func (x *Index) count() {
 func (x *Index) show() {
 	x.view.Store(&view{
 		runs: slices.Clone(x.runs), first: x.first, through: x.next - 1, sorted: slices.Clone(x.sorted), fresh: x.fresh[:len(x.fresh):len(x.fresh)], common: slices.Clone(x.common.lists), places: x.places[:len(x.places):len(x.places)],
+		ids: x.ids.current,
 	})
 }
 
@@ -263,6 +267,7 @@ func (x *Index) Reset(first uint64) {
 	}
 	x.runs, x.later = nil, nil
 	x.clearTail(first)
+	x.ids.reset()
 	x.show()
 }
 
@@ -328,6 +333,9 @@ func (x *Index) Add(txid, entry uint64, keys ...Key) {
 		x.places = append(x.places, entry)
 	}
 	for _, k := range keys {
+		if k.isMsgID() {
+			x.ids.add(k)
+		}
 		if o := txid - x.first; !x.common.add(k, uint32(o)) {
 			x.fresh = append(x.fresh, uint64(k)|o)
 		}

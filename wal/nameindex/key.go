@@ -17,6 +17,9 @@ const (
 	keyBits    = 64 - offsetBits
 	offsetMask = 1<<offsetBits - 1
 
+	// idBit is set in the keys of message ids, and in no others.
+	idBit = 1 << offsetBits
+
 	// maxRun is how many transactions a run has at most.
 	maxRun = 1 << offsetBits
 )
@@ -34,17 +37,23 @@ const (
 	belowKey   = 'b' // something in the subtree of a prefix was recorded
 	kindKey    = 'k'
 	msgIDKey   = 'i'
+	numberKey  = 'n'
 )
 
 func (h Hasher) key(what byte, name string) Key {
-	return Key(xxh3.HashStringSeed(name, h.seed^uint64(what)<<56) &^ offsetMask)
+	return Key(xxh3.HashStringSeed(name, h.seed^uint64(what)<<56) &^ (offsetMask | idBit))
 }
 
 // Kind returns the key of a kind.
 func (h Hasher) Kind(kind string) Key { return h.key(kindKey, kind) }
 
 // MsgID returns the key of a message id.
-func (h Hasher) MsgID(id string) Key { return h.key(msgIDKey, id) }
+func (h Hasher) MsgID(id string) Key { return h.key(msgIDKey, id) | idBit }
+
+// Number returns the key of a text that identifies a number in a session.
+func (h Hasher) Number(text string) Key { return h.key(numberKey, text) }
+
+func (k Key) isMsgID() bool { return k&idBit != 0 }
 
 // Recorded appends the keys that a transaction is found by which has recorded a
 // lock. The lock is a valid lock name of subjects.md.

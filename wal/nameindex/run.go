@@ -32,7 +32,7 @@ import (
 // it, for the first its distance from the run's first. One that is outside
 // has a checksum of its position and itself before it, 4 bytes.
 const (
-	magic         = "cantusi2"
+	magic         = "cantusi3"
 	headerSize    = 88
 	bucketHeader  = 8
 	bucketEntries = 32  // on average
@@ -175,11 +175,20 @@ func (s *run) openWhole() (openedRun, io.Closer, error) {
 	if err != nil {
 		return openedRun{}, nil, err
 	}
-	opened := openedRun{run: s, file: f, window: &window{}, table: make([]byte, 4<<s.bits)}
-	if _, err := f.ReadAt(opened.table, headerSize); err != nil {
-		return opened, nil, errors.Join(s.damaged("table", err), f.Close())
+	opened, err := s.whole(f)
+	if err != nil {
+		return opened, nil, errors.Join(err, f.Close())
 	}
 	return opened, f, nil
+}
+
+// whole returns the run for reading all of it from its open file.
+func (s *run) whole(file io.ReaderAt) (openedRun, error) {
+	opened := openedRun{run: s, file: file, window: &window{}, table: make([]byte, 4<<s.bits)}
+	if _, err := file.ReadAt(opened.table, headerSize); err != nil {
+		return opened, s.damaged("table", err)
+	}
+	return opened, nil
 }
 
 // window is a piece of a file.

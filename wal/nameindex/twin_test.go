@@ -216,13 +216,27 @@ func (w *twin) ask() {
 	}
 }
 
+// mayHave looks for all message ids that the index has.
+func (w *twin) mayHave() {
+	w.t.Helper()
+	first, last := w.x.Covers()
+	for n := first; n <= last; n++ {
+		if id := w.log[n-1].id; id != "" {
+			if may, from, to := w.x.MayHave(w.x.Keys().MsgID(id)); !may || from != first || to != last {
+				w.t.Fatalf("the id of %d may be there: %v, from %d to %d, and not to %d", n, may, from, to, last)
+			}
+		}
+	}
+}
+
 func (w *twin) open() {
 	w.t.Helper()
-	x, err := Open(w.dir, Options{Label: "a log", merge: 4})
+	budget := NewBudget(1 << 20)
+	budget.files.most = 2
+	x, err := Open(w.dir, Options{Label: "a log", Budget: budget, merge: 4})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	x.budget.files.most = 2
 	w.x = x
 	x.Begin(w.first)
 }
@@ -285,7 +299,9 @@ func TestIndexTwin(t *testing.T) {
 			w.open()
 			for range 60 {
 				w.step()
+				w.mayHave()
 				w.follow()
+				w.mayHave()
 				for range 5 {
 					w.ask()
 					w.place()

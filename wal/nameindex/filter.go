@@ -1,0 +1,256 @@
+package nameindex
+
+import (
+	"errors"
+	"math/bits"
+	"runtime"
+	"sync"
+	"sync/atomic"
+)
+
+// A filter says of most message ids that no transaction in the index has them,
+// without looking at a run. It is a Bloom filter whose bits for one key are all
+// in one block, which is a line of the processor's cache (Putze, Sanders,
+// Singler: Cache-, Hash- and Space-Efficient Bloom Filters, 2007). At its
+// capacity one in a hundred keys that it does not have looks as if it had it.
+//
+// One goroutine adds keys, another one may add older ones meanwhile, and any
+// number may look for them.
+type filter struct {
+	blocks []filterBlock
+	count  atomic.Int64 // keys that were added
+}
+
+type filterBlock [8]atomic.Uint64
+
+const (
+	filterBits     = 12 // for a key, at the filter's capacity
+	filterHashes   = 6
+	leastFilter    = 1 << 10 // keys
+	filterGrowth   = 4
+	blockBits      = 512
+	mostFilterSize = 64 << 20
+)
+
+// newFilter returns a filter for a number of keys, or for as many as fit into
+// the largest.
+func newFilter(capacity int) *filter {
+	n := min(capacity*filterBits/blockBits+1, mostFilterSize/(blockBits/8))
+	return &filter{blocks: make([]filterBlock, n)}
+}
+
+// capacity returns how many keys the filter is for.
+func (f *filter) capacity() int { return len(f.blocks) * blockBits / filterBits }
+
+// isLargest reports whether no filter is larger.
+func (f *filter) isLargest() bool { return len(f.blocks) >= mostFilterSize/(blockBits/8) }
+
+// of returns the block of a key, and a number that says which of its bits.
+func (f *filter) of(k Key) (*filterBlock, uint64) {
+	// A key has no lower bits, so they are mixed into all of the number's.
+	h := (uint64(k) ^ uint64(k)>>32) * 0x9e3779b97f4a7c15
+	at, _ := bits.Mul64(h, uint64(len(f.blocks)))
+	return &f.blocks[at], (h ^ h>>29) * 0xbf58476d1ce4e5b9
+}
+
+func (f *filter) add(k Key) {
+	block, h := f.of(k)
+	for range filterHashes {
+		block[h>>61].Or(1 << (h >> 55 & 63))
+		h <<= 9
+	}
+	f.count.Add(1)
+}
+
+// mayHave reports false if a key was not added.
+func (f *filter) mayHave(k Key) bool {
+	block, h := f.of(k)
+	for range filterHashes {
+		if block[h>>61].Load()&(1<<(h>>55&63)) == 0 {
+			return false
+		}
+		h <<= 9
+	}
+	return true
+}
+
+// idFilter is the filter of an index's message ids. It is made from the index
+// when that is opened, and made again, larger if need be, when it has more keys
+// than it is for. Those of transactions that were trimmed go then.
+type idFilter struct {
+	current *filter // has every message id in the index, nil until it is made
+	growing *filter // is being made in place of it, nil for none
+	most    int64   // keys in current before it is made again
+	made    chan error
+	making  sync.WaitGroup
+	stopped atomic.Bool
+}
+
+// add adds the message id of a transaction that is added to the index.
+func (s *idFilter) add(k Key) {
+	if s.current != nil {
+		s.current.add(k)
+	}
+	if s.growing != nil {
+		s.growing.add(k)
+	}
+}
+
+// reset begins anew, with an index that has nothing.
+func (s *idFilter) reset() {
+	s.growing, s.made = nil, nil
+	s.use(newFilter(leastFilter))
+}
+
+// forget has the filter made anew.
+func (s *idFilter) forget() { s.current, s.growing, s.made = nil, nil, nil }
+
+func (s *idFilter) use(f *filter) {
+	s.current, s.most = f, int64(f.capacity())
+	if f.isLargest() {
+		s.most = max(s.most, 2*f.count.Load())
+	}
+}
+
+// stop ends what is under way.
+func (s *idFilter) stop() {
+	s.stopped.Store(true)
+	s.making.Wait()
+}
+
+// levelFilter begins to make the filter if there is none or it has too many
+// keys, and takes one that is ready.
+func (x *Index) levelFilter() {
+	s := &x.ids
+	select {
+	case err := <-s.made:
+		f := s.growing
+		s.growing, s.made = nil, nil
+		switch {
+		case err == nil:
+			s.use(f)
+			x.show()
+		case errors.Is(err, errFilterFull):
+			x.makeFilter(filterGrowth * f.capacity())
+		default:
+			x.dropDamaged(err) // and it is tried again
+		}
+	default:
+	}
+	switch {
+	case s.made != nil || x.closing:
+	case s.current == nil && len(x.runs) == 0 && x.next == x.first:
+		s.reset()
+		x.show()
+	case s.current == nil:
+		x.makeFilter(leastFilter)
+	case s.current.count.Load() > s.most:
+		x.makeFilter(s.current.capacity())
+	}
+}
+
+// makeFilter begins to make a filter for a number of keys, of what the index
+// has and of what is added meanwhile.
+func (x *Index) makeFilter(capacity int) {
+	s := &x.ids
+	f, made := newFilter(capacity), make(chan error, 1)
+	s.growing, s.made = f, made
+	first, through := x.Covers()
+	s.making.Go(func() { made <- x.fill(f, first, through) })
+}
+
+// dropDamaged drops the run that an error says is damaged.
+func (x *Index) dropDamaged(err error) {
+	if damage := (*DamageError)(nil); errors.As(err, &damage) {
+		x.Drop(damage.First)
+	}
+}
+
+var (
+	errFilterFull    = errors.New("nameindex: the filter is full")
+	errFilterStopped = errors.New("nameindex: the index is being closed")
+)
+
+// fill adds the message ids of transactions to a filter. The error is
+// errFilterFull once it has half as many as it is for.
+func (x *Index) fill(f *filter, from, to uint64) error {
+	add := func(k Key) error {
+		if !k.isMsgID() {
+			return nil
+		}
+		if f.add(k); f.count.Load() > int64(f.capacity()/2) && !f.isLargest() {
+			return errFilterFull
+		}
+		return nil
+	}
+	for from <= to {
+		err := x.withPart(from, func(p part, v *view, s *run) error {
+			if s == nil {
+				from = v.through + 1
+				return v.eachKey(add)
+			}
+			from = s.last + 1
+			return x.eachKey(p.(openedRun), add)
+		})
+		switch first, _ := x.Covers(); {
+		case errors.Is(err, ErrNotCovered) && first > from:
+			from = first // it was trimmed
+		case err != nil:
+			return err
+		}
+	}
+	return nil
+}
+
+// eachKey calls each with the keys of a run, until it returns an error.
+func (x *Index) eachKey(s openedRun, each func(Key) error) error {
+	whole, err := s.run.whole(s.file)
+	if err != nil {
+		return err
+	}
+	c := cursor{from: whole}
+	for n := 1; ; n++ {
+		if err := c.next(); err != nil || c.done {
+			return err
+		}
+		if err := each(c.key); err != nil {
+			return err
+		}
+		if n%yieldEvery > 0 {
+			continue
+		}
+		if runtime.Gosched(); x.ids.stopped.Load() {
+			return errFilterStopped
+		}
+	}
+}
+
+// eachKey calls each with the keys of what is in memory, until it returns an
+// error. A key may come several times.
+func (v *view) eachKey(each func(Key) error) error {
+	for _, entries := range append(v.sorted[:len(v.sorted):len(v.sorted)], sorted(v.fresh)) {
+		for _, e := range entries {
+			if err := each(Key(e &^ offsetMask)); err != nil {
+				return err
+			}
+		}
+	}
+	for _, l := range v.common {
+		if err := each(l.key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// MayHave reports whether a transaction from first through last may have a key
+// that Keys().MsgID has made. These are all that the index has. It takes no
+// longer than some memory accesses.
+func (x *Index) MayHave(k Key) (may bool, first, last uint64) {
+	v := x.view.Load()
+	first = v.first
+	if len(v.runs) > 0 {
+		first = v.runs[0].first
+	}
+	return v.ids == nil || v.ids.mayHave(k), first, v.through
+}
