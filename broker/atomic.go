@@ -107,9 +107,7 @@ func (r *request) decodeAtomic(items batchItems, limit int, add func() *request)
 		t.tx.Session, t.tx.SessionSeq = r.tx.Session, r.tx.SessionSeq
 		t.cert.Session, t.cert.SessionSeq = r.cert.Session, r.cert.SessionSeq
 	}
-	if r.finding != nil {
-		r.cert.Older, r.cert.Through = r.finding.locks, r.finding.through
-	}
+	r.finding.apply(&r.cert)
 	return nil
 }
 

@@ -31,6 +31,9 @@ import (
 // partitionState.mu, then certifier.mu.
 type certifier struct {
 	now func() time.Time
+	// mayHaveID reports whether a transaction from first through last may have a
+	// message id. These are all that it knows of.
+	mayHaveID func(id string) (may bool, first, last uint64)
 
 	mu       sync.Mutex // guards what follows
 	table    *lockmgr.Manager
@@ -74,7 +77,8 @@ type judged struct {
 }
 
 func newCertifier(o lockmgr.Options, now func() time.Time) *certifier {
-	return &certifier{now: now, table: lockmgr.New(o), recent: newRecent()}
+	unknown := func(string) (may bool, first, last uint64) { return true, 1, 0 }
+	return &certifier{now: now, mayHaveID: unknown, table: lockmgr.New(o), recent: newRecent()}
 }
 
 // certify decides on each request in turn, as the leader in a term, and puts
@@ -276,7 +280,12 @@ func setOf(ms []*natslink.Message) map[*natslink.Message]bool {
 
 // isRemembered reports whether the certifier can decide on a request.
 func (c *certifier) isRemembered(r *request) bool {
-	if r.message == nil || len(r.unless) == 0 && r.cert.HighWaterMark >= c.table.Floor() {
+	switch {
+	case r.message == nil:
+		return true
+	case c.unknownID(r) > 0:
+		return false
+	case len(r.unless) == 0 && r.cert.HighWaterMark >= c.table.Floor():
 		return true
 	}
 	if f := r.finding; f != nil && (f.checks >= maxLogChecks || f.decides()) {
@@ -284,6 +293,22 @@ func (c *certifier) isRemembered(r *request) bool {
 	}
 	c.where = c.table.Unknown(c.where[:0], &r.cert)
 	return len(c.where) == 0 && !slices.ContainsFunc(r.unless, func(i queryItem) bool { return c.isUnremembered(r, &i) })
+}
+
+// unknownID returns the transaction up to which the log has to be searched for
+// a request's message id, 0 if it need not be.
+func (c *certifier) unknownID(r *request) (through uint64) {
+	if len(r.tx.MsgID) == 0 {
+		return 0
+	}
+	first, through := c.table.OlderIDs()
+	if through < first {
+		return 0
+	}
+	if may, from, to := c.mayHaveID(text(r.tx.MsgID)); !may && from <= first && to >= through {
+		return 0
+	}
+	return c.table.UnknownID(&r.cert)
 }
 
 // isUnremembered reports whether an item of a request may match a transaction
@@ -298,16 +323,19 @@ type unremembered struct {
 	locks   []lockmgr.Recorder // for each lock its newest recorder, if the certifier knows it
 	unknown []int              // the numbers of checked locks that it does not know
 	items   []int              // the numbers of items that may match
+	id      uint64             // the transaction up to which the log may have the message id, 0 if that is known
 }
 
-func (u *unremembered) isNone() bool { return len(u.unknown)+len(u.items) == 0 }
+func (u *unremembered) isNone() bool { return len(u.unknown)+len(u.items) == 0 && u.id == 0 }
 
 // unremembered returns what is to be looked up in the log to decide on a
 // request of a message that park has removed.
 func (c *certifier) unremembered(r *request) (u unremembered) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	u.id = c.unknownID(r)
 	if f := r.finding; f != nil && f.decides() {
+		u.locks = f.locks
 		return u
 	}
 	u.unknown = c.table.Unknown(nil, &r.cert)

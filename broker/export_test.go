@@ -404,3 +404,17 @@ func LargestWindow(t *testing.T, n *Node, partition int) (largest int) {
 
 // OldRecords makes a node announce that it reads no atomic batches.
 func OldRecords(o *Options) { o.records = -1 }
+
+// CheckID looks in the log for what a message asks, as a checker that may
+// search most bytes for a message and has looked checks times before. It
+// returns why it can't.
+func CheckID(t *testing.T, n *Node, partition int, header []byte, most, checks int) error {
+	t.Helper()
+	limited := n.replicas.get(partition).current().logChecker
+	limited.most = most
+	m := &natslink.Message{Header: header, Note: &logNote{checks: checks, findings: []*logFinding{nil}}}
+	return limited.check(t.Context(), m)
+}
+
+// HideIndex has searches of a partition's log do without its index.
+func HideIndex(n *Node, partition int) { n.replicas.get(partition).current().indexer.index.Store(nil) }

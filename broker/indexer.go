@@ -249,7 +249,7 @@ func keysOf(keys []nameindex.Key, h nameindex.Hasher, t *wal.Transaction) []name
 		keys = append(keys, h.MsgID(text(t.MsgID)))
 	}
 	if t.SessionSeq > 0 && t.Atomic.Index == 0 {
-		keys = append(keys, h.MsgID(numberText(text(t.Session), t.SessionSeq)))
+		keys = append(keys, h.Number(numberText(text(t.Session), t.SessionSeq)))
 	}
 	for _, l := range t.Locks {
 		if l.Mode != wal.ReadLock {
@@ -267,6 +267,16 @@ func (x *indexer) through() uint64 {
 	}
 	_, last := index.Covers()
 	return last
+}
+
+// mayHaveID reports whether a transaction from first through last may have a
+// message id. These are all that the index has.
+func (x *indexer) mayHaveID(id string) (may bool, first, last uint64) {
+	index := x.index.Load()
+	if index == nil {
+		return true, 1, 0
+	}
+	return index.MayHave(index.Keys().MsgID(id))
 }
 
 // size returns the bytes of the index's files.

@@ -55,12 +55,25 @@ func (n *logNote) of(index int) *logFinding {
 }
 
 // logFinding is what the log has of a transaction's checked locks and of its
-// condition, after its mark and up to txid through.
+// condition, after its mark and up to txid through, and of its message id, up
+// to txid idThrough.
 type logFinding struct {
-	checks  int
-	through uint64
-	locks   []lockmgr.Recorder          // for each lock
-	unless  []subjects.MatchedCondition // for each item; its Txid is 0 if it does not match
+	checks    int
+	earlier   lockmgr.Use // of the message id
+	idThrough uint64
+	through   uint64
+	locks     []lockmgr.Recorder          // for each lock
+	unless    []subjects.MatchedCondition // for each item; its Txid is 0 if it does not match
+}
+
+// apply gives the finding, if there is one, to the certification of its
+// transaction.
+func (f *logFinding) apply(t *lockmgr.Transaction) {
+	if f == nil {
+		return
+	}
+	t.Older, t.Through = f.locks, f.through
+	t.Earlier, t.EarlierThrough = f.earlier, f.idThrough
 }
 
 // decides reports whether the transaction is refused whatever comes after
@@ -152,9 +165,25 @@ func (c *logChecker) add(ctx context.Context, note *logNote, r *request, refused
 	if need.isNone() {
 		return nil
 	}
-	after := r.base()
 	f := &logFinding{checks: note.checks, through: at.mark, locks: need.locks, unless: make([]subjects.MatchedCondition, len(r.unless))}
+	if last := r.finding; last != nil {
+		f.earlier, f.idThrough = last.earlier, last.idThrough
+		if last.decides() {
+			f.through, f.unless = last.through, last.unless
+		}
+	}
 	note.findings[len(note.findings)-1] = f
+	if need.id > 0 {
+		if err := c.findID(ctx, at, note, r, need.id, f); err != nil {
+			return err
+		}
+	}
+	return c.addNeeded(ctx, at, note, r, need, f)
+}
+
+// addNeeded adds to a finding what the log has of locks and conditions.
+func (c *logChecker) addNeeded(ctx context.Context, at position, note *logNote, r *request, need unremembered, f *logFinding) error {
+	after := r.base()
 	for _, i := range need.unknown {
 		found, err := c.newest(ctx, at, &note.scanned, queryItem{locks: []string{r.cert.Locks[i].Name}, besides: text(r.tx.Session)}, after)
 		if err != nil {
@@ -198,4 +227,33 @@ func (c *logChecker) newest(ctx context.Context, at position, s *scanned, item q
 		return lockmgr.Recorder{Txid: low - 1, Forgotten: true}, nil
 	}
 	return lockmgr.Recorder{}, nil
+}
+
+// findID adds to a finding the newest use of a request's message id in the log,
+// up to a transaction at least. Unlike a lock, an id that can't be looked up
+// decides nothing: the message is refused.
+func (c *logChecker) findID(ctx context.Context, at position, note *logNote, r *request, through uint64, f *logFinding) error {
+	id := text(r.tx.MsgID)
+	indexed := c.reader.indexer.through()
+	refuse := func(why string) error {
+		return subjects.Errorf(subjects.Unavailable, "whether message id %q was used before can't be looked up now: %s (the index has transactions up to %d of %d): send again",
+			id, why, indexed, at.mark)
+	}
+	switch s := &note.scanned; {
+	case note.checks > maxLogChecks:
+		return refuse("others are committed faster than the log is searched")
+	case s.bytes > c.most:
+		return refuse("the message has too many that take a search of the log")
+	}
+	note.scanned.bytes += seekCost
+	through = max(through, min(indexed, at.mark))
+	use, complete, err := c.reader.findUse(ctx, at, id, through, &note.scanned)
+	if err != nil {
+		return err
+	}
+	if !complete {
+		return refuse("too much of the log is not in the index yet")
+	}
+	f.earlier, f.idThrough = use, through
+	return nil
 }

@@ -104,6 +104,7 @@ func TestBadOptions(t *testing.T) {
 		"locks":              {MaxLocks: -1},
 		"message ids":        {MaxMsgIDs: 1 << 31},
 		"window":             {MsgIDWindow: time.Millisecond},
+		"ids without index":  {MsgIDWindow: broker.WholeLog, NoIndex: true},
 		"queue":              {QueueBytes: 1},
 		"tail":               {CacheBytes: 1},
 		"reserve":            {MinFreeBytes: -1},

@@ -34,7 +34,12 @@ var ranges = []optionRange{
 	number("Partitions", "partitions", 0, subjects.MaxPartitions, func(o *Options) int64 { return int64(o.Partitions) }),
 	number("MaxLocks", "locks", 1, 1<<30, func(o *Options) int64 { return int64(o.MaxLocks) }),
 	number("MaxMsgIDs", "message ids", 1, 1<<30, func(o *Options) int64 { return int64(o.MaxMsgIDs) }),
-	span("MsgIDWindow", "message id window", time.Second, 24*time.Hour, func(o *Options) time.Duration { return o.MsgIDWindow }),
+	span("MsgIDWindow", "message id window", time.Second, 24*time.Hour, func(o *Options) time.Duration {
+		if o.MsgIDWindow == WholeLog {
+			return 24 * time.Hour
+		}
+		return o.MsgIDWindow
+	}),
 	number("QueueBytes", "queue bytes", 1<<16, 1<<34, func(o *Options) int64 { return int64(o.QueueBytes) }),
 	number("CacheBytes", "cache bytes", 1<<16, 1<<36, func(o *Options) int64 { return int64(o.CacheBytes) }),
 	number("MinFreeBytes", "free bytes (--reserve)", 0, 1<<50, func(o *Options) int64 { return o.MinFreeBytes }),

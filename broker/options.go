@@ -1,8 +1,10 @@
 package broker
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -103,11 +105,16 @@ type Options struct {
 	// about 100 bytes of memory, and 260 if a session recorded it. Default
 	// 1,000,000.
 	MaxLocks int
-	// MaxMsgIDs is how many message ids each partition remembers at most, at
-	// about 100 bytes of memory each. Default 1,000,000.
-	MaxMsgIDs int
-	// MsgIDWindow is how long a message id is remembered. Default 2 minutes.
+	// MsgIDWindow is how long a message id is remembered. WholeLog has it
+	// remembered as long as the log has its transaction, which needs the index;
+	// trims keep transactions for 2 minutes at least then. Default WholeLog, or
+	// 2 minutes with NoIndex.
 	MsgIDWindow time.Duration
+	// MaxMsgIDs is how many message ids, the newest ones, each partition has in
+	// memory at most, at about 100 bytes each. With WholeLog, older ones are
+	// looked up in the log, and take another 2 to 6 bytes of memory; otherwise
+	// they are forgotten. Default 1,000,000.
+	MaxMsgIDs int
 	// QueueBytes bounds the requests that wait for a partition; beyond it,
 	// requests are refused as busy. A message, which may be a batch, counts its
 	// headers and payload, and 256 bytes more. A message larger than the bound
@@ -178,9 +185,25 @@ type Options struct {
 // state returns the options of each partition's state.
 func (o Options) state() stateOptions {
 	return stateOptions{
-		locks:      lockmgr.Options{Locks: o.MaxLocks, IDs: o.MaxMsgIDs, IDWindow: o.MsgIDWindow},
+		locks:      lockmgr.Options{Locks: o.MaxLocks, IDs: o.MaxMsgIDs, IDWindow: o.leastIDWindow(), IDsInLog: o.MsgIDWindow == WholeLog},
 		pointEvery: o.pointEvery,
 	}
+}
+
+// WholeLog is a time longer than any that a log may have transactions of: see
+// Options.MsgIDWindow.
+const WholeLog time.Duration = math.MaxInt64
+
+// defaultIDWindow is how long a message id is remembered at least by default.
+const defaultIDWindow = 2 * time.Minute
+
+// leastIDWindow is how long a message id is remembered at least, although its
+// transaction might be trimmed.
+func (o Options) leastIDWindow() time.Duration {
+	if o.MsgIDWindow == WholeLog {
+		return defaultIDWindow
+	}
+	return o.MsgIDWindow
 }
 
 // natsServer returns the options of the embedded NATS server.
@@ -213,7 +236,10 @@ func (o *Options) fill() {
 	set(&o.Prefix, subjects.DefaultPrefix)
 	set(&o.MaxLocks, 1_000_000)
 	set(&o.MaxMsgIDs, 1_000_000)
-	set(&o.MsgIDWindow, 2*time.Minute)
+	if o.NoIndex {
+		set(&o.MsgIDWindow, defaultIDWindow)
+	}
+	set(&o.MsgIDWindow, WholeLog)
 	set(&o.QueueBytes, 32<<20)
 	set(&o.CacheBytes, 64<<20)
 	set(&o.MinFreeBytes, 256<<20)
@@ -252,6 +278,9 @@ func (o Options) refusals() (all []error) {
 	refuse(subjects.CheckVersion(o.Version))
 	if !(o.TraceRatio >= 0 && o.TraceRatio <= 1) { // NaN included
 		refuse(fmt.Errorf("trace ratio is %v: 0 to 1 is allowed", o.TraceRatio))
+	}
+	if o.NoIndex && o.MsgIDWindow == WholeLog {
+		refuse(errors.New("message ids of the whole log can't be looked up without the index: keep it, or give a time (--msg-id-window), such as 2m"))
 	}
 	for _, err := range o.clusterRefusals() {
 		refuse(err)

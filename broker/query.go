@@ -209,7 +209,7 @@ func (q *query) indexed(h nameindex.Hasher) (items []nameindex.Item) {
 		return []nameindex.Item{{{h.MsgID(q.msgID)}}}
 	}
 	if q.session != "" {
-		return []nameindex.Item{{{h.MsgID(numberText(q.session, q.seq))}}}
+		return []nameindex.Item{{{h.Number(numberText(q.session, q.seq))}}}
 	}
 	all := queryItem{kinds: q.kinds}
 	if q.lock != "" {

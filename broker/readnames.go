@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"github.com/cantuslog/cantus/internal/invariant"
+	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -118,6 +119,28 @@ func (r *reader) findNewest(ctx context.Context, at position, q *query, high, lo
 		return s.bytes > most, ctx.Err()
 	})
 	return txid, next, err
+}
+
+// findUse returns the newest use of a message id up to a transaction, none if
+// the log has none. complete is false if it would take too long to search all.
+func (r *reader) findUse(ctx context.Context, at position, id string, through uint64, s *scanned) (use lockmgr.Use, complete bool, err error) {
+	if err := acquireScan(ctx, r.scans); err != nil {
+		return use, false, err
+	}
+	defer r.scans.Release(1)
+	q := query{msgID: id, fromTime: math.MinInt64}
+	most := s.bytes + scanBytes
+	next, err := r.down(at, &q, min(through, at.mark), at.first, s, func(t *wal.Transaction) (done bool, err error) {
+		if q.matches(t) {
+			var c lockmgr.Transaction
+			lockTransaction(t, &c)
+			use = lockmgr.Use{Txid: t.Txid, Time: t.Time, Fingerprint: c.Fingerprint}
+			return true, nil
+		}
+		s.bytes += recordBytes(t)
+		return s.bytes > most, ctx.Err()
+	})
+	return use, use.Txid > 0 || next < at.first, err
 }
 
 // down calls each with the transactions from high down to low that a query may

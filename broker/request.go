@@ -117,9 +117,7 @@ func (r *request) decode(header, payload []byte, limit int) *subjects.Error {
 	if r.cert.ID != (lockmgr.ID{}) {
 		r.cert.Fingerprint = lockmgr.Fingerprint(payload)
 	}
-	if r.finding != nil {
-		r.cert.Older, r.cert.Through = r.finding.locks, r.finding.through
-	}
+	r.finding.apply(&r.cert)
 	return nil
 }
 

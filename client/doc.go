@@ -56,7 +56,8 @@
 // [*UnknownOutcomeError] with the message id. Every other error means that
 // nothing was appended.
 //
-// A node remembers message ids for two minutes. The default of
+// A node remembers a message id as long as the log keeps its transaction, or,
+// if the operator says so, for a time such as two minutes. The default of
 // [Options.Timeout] is well below that.
 //
 // # Batches

@@ -44,9 +44,8 @@ type Options struct {
 	// shorter if something indicates that the answer is lost. Default 5 s.
 	AttemptTimeout time.Duration
 	// Timeout is how long the client attempts to append a transaction, from the
-	// moment it is accepted, waits included. It must be shorter than the time
-	// for which nodes remember message ids: 2 minutes unless the operator
-	// configured another. Default 1 minute.
+	// moment it is accepted, waits included. If the operator has nodes remember
+	// message ids for a time only, it must be shorter. Default 1 minute.
 	Timeout time.Duration
 	// MinBackoff and MaxBackoff bound the wait between attempts, which doubles
 	// with each failure and is randomized. Defaults 50 ms and 2 s.

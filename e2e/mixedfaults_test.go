@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cantuslog/cantus/internal/judge"
 	"github.com/cantuslog/cantus/internal/testkit"
 	"github.com/cantuslog/cantus/internal/workload"
 )
@@ -58,8 +59,12 @@ type sequential struct{ testing.TB }
 func mixFaults(t *testing.T, seed uint64, count int) {
 	t.Logf("again: go test ./e2e -run '^TestMixedFaults$' -v -args -faults-seed %d", seed)
 	const partitions = 2
-	window := 5 * time.Second // a trim passes what is older
-	c := newWiredCluster(sequential{t}, 0, "--partitions", fmt.Sprint(partitions), "--msg-id-window", window.String(), "--locks", "1000")
+	window, ids := 5*time.Second, "1000000" // a trim passes what is older
+	flag := window.String()
+	if seed%2 == 0 {
+		window, flag, ids = judge.WholeLog, "log", "100" // and here what is not among the newest ids
+	}
+	c := newWiredCluster(sequential{t}, 0, "--partitions", fmt.Sprint(partitions), "--msg-id-window", flag, "--msg-ids", ids, "--locks", "1000")
 	strikes := mixedFaults
 	f := &faulty{cluster: c, t: t, Rand: rand.New(rand.NewPCG(seed, 1<<32))}
 	if *faultsFor > 0 {

@@ -156,11 +156,20 @@ func (m *Manager) UnknownID(tx *Transaction) (through uint64) {
 	if !m.opts.IDsInLog || tx.ID == (ID{}) || tx.Session != (ID{}) {
 		return 0
 	}
-	through = m.ids.from - 1
-	if through <= m.trimmed || through <= tx.EarlierThrough || m.ids.find(tx.ID) != nil {
+	if through = m.ids.from - 1; through <= max(m.trimmed, tx.EarlierThrough) || m.ids.find(tx.ID) != nil {
 		return 0
 	}
 	return through
+}
+
+// OlderIDs returns the transactions, from first to through, whose message ids
+// count although the table does not have them; through is less than first if
+// there are none.
+func (m *Manager) OlderIDs() (first, through uint64) {
+	if !m.opts.IDsInLog {
+		return 1, 0
+	}
+	return m.trimmed + 1, m.ids.from - 1
 }
 
 // checkID decides what an earlier use of the message id means.

@@ -144,6 +144,8 @@ func settingUnit(t *testing.T, f *kong.Flag) (unit, span string) {
 		return "number", "1, 3, 5"
 	case duration:
 		return "time: ms, s, m, h", between("")
+	case idWindow:
+		return "time: ms, s, m, h", between(", or log")
 	case byteSize:
 		return "size: KiB, MiB, GiB", between("")
 	case collectorURL:

@@ -51,8 +51,8 @@ type serveFlags struct {
 	CatchUpRate     byteSize     `group:"cluster" placeholder:"SIZE" default:"16MiB" env:"CANTUS_CATCH_UP_RATE" help:"Bytes a second that are sent, at most, to replicas that are far behind."`
 
 	Locks       count    `group:"limits" placeholder:"N" default:"1000000" env:"CANTUS_LOCKS" help:"Recorded locks that a partition knows exactly; about 100 bytes of memory each, and 260 if a session recorded them."`
-	MsgIDs      count    `group:"limits" name:"msg-ids" placeholder:"N" default:"1000000" env:"CANTUS_MSG_IDS" help:"Message ids that a partition remembers at most; about 100 bytes of memory each."`
-	MsgIDWindow duration `group:"limits" name:"msg-id-window" placeholder:"TIME" default:"2m" env:"CANTUS_MSG_ID_WINDOW" help:"How long a message id is remembered."`
+	MsgIDWindow idWindow `group:"limits" name:"msg-id-window" placeholder:"TIME" env:"CANTUS_MSG_ID_WINDOW" help:"How long a message id is remembered: log for as long as its transaction is kept, or a time such as 2m. [default log, 2m without an index]"`
+	MsgIDs      count    `group:"limits" name:"msg-ids" placeholder:"N" default:"1000000" env:"CANTUS_MSG_IDS" help:"Message ids that a partition has in memory, the newest ones; about 100 bytes each. Older ones are looked up in the log, or forgotten if --msg-id-window is a time."`
 	QueueSize   byteSize `group:"limits" placeholder:"SIZE" default:"32MiB" env:"CANTUS_QUEUE_SIZE" help:"Requests that wait in front of a partition; beyond it they are refused as busy."`
 	TailSize    byteSize `group:"limits" placeholder:"SIZE" default:"64MiB" env:"CANTUS_TAIL_SIZE" help:"Newest entries kept in memory for reads, for the whole node."`
 	Reserve     byteSize `group:"limits" placeholder:"SIZE" default:"256MiB" env:"CANTUS_RESERVE" help:"Free disk space under which appends are refused as storage_full. What the next start needs, 70 MiB and more, is kept free in any case."`

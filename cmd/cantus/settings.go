@@ -106,7 +106,8 @@ func rangeOf(name string) (broker.Range, bool) {
 // checkRange returns an error for a value that the node would refuse.
 func checkRange(name string, v reflect.Value) error {
 	r, ok := rangeOf(name)
-	if !ok || v.Int() >= r.Least && v.Int() <= r.Most || name == "scrub-rate" && v.Int() < 0 {
+	if !ok || v.Int() >= r.Least && v.Int() <= r.Most || name == "scrub-rate" && v.Int() < 0 ||
+		name == "msg-id-window" && (v.Int() == 0 || v.Int() == int64(broker.WholeLog)) {
 		return nil
 	}
 	show := func(n int64) string { return settingText(reflect.ValueOf(n).Convert(v.Type())) }
@@ -125,6 +126,14 @@ func settingText(v reflect.Value) string {
 		}
 		return sizeText(int64(value))
 	case duration:
+		return durationText(time.Duration(value))
+	case idWindow:
+		switch time.Duration(value) {
+		case 0:
+			return ""
+		case broker.WholeLog:
+			return "log"
+		}
 		return durationText(time.Duration(value))
 	case optionalAddr:
 		if value == "" {

@@ -16,6 +16,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/dustin/go-humanize"
 
+	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/broker/traceexport"
 	"github.com/cantuslog/cantus/subjects"
 )
@@ -219,6 +220,22 @@ func (d *duration) UnmarshalText(text []byte) error {
 		return fmt.Errorf("%q is not a duration above 0, such as 500ms, 5s or 2m", text)
 	}
 	*d = duration(v)
+	return nil
+}
+
+// idWindow is a duration, or [broker.WholeLog] for "log"; 0 is the default.
+type idWindow time.Duration
+
+func (w *idWindow) UnmarshalText(text []byte) error {
+	if string(text) == "log" {
+		*w = idWindow(broker.WholeLog)
+		return nil
+	}
+	var d duration
+	if err := d.UnmarshalText(text); err != nil {
+		return fmt.Errorf("%w; or log", err)
+	}
+	*w = idWindow(d)
 	return nil
 }
 

@@ -78,6 +78,10 @@ var numbers = map[reflect.Type]struct {
 		[]string{"off", "0", "4MiB", "1500KB"},
 		[]string{"", "-1", "+1MiB", "no", "1,5GiB", "on"}, "; or off",
 	},
+	reflect.TypeFor[idWindow](): {
+		[]string{"log", "90s", "2m"},
+		[]string{"", "0s", "-1s", "+1m", "2", "Log", "ever"}, "; or log",
+	},
 	reflect.TypeFor[share](): {
 		[]string{"0", "1", "0.01", "1.0"},
 		[]string{"", "-0", "-1", "+1", "1.01", "2", ".5", "1%", "NaN", "inf", "0x1p-1"}, "0 to 1, such as 0.01",

@@ -2,6 +2,7 @@ package judge
 
 import (
 	"cmp"
+	"math"
 	"slices"
 
 	"github.com/cantuslog/cantus/subjects"
@@ -145,7 +146,7 @@ func (p *partition) checkIDs() {
 	for i, u := range all {
 		u.number = i
 		id := ids[u.txid]
-		if before, again := newest[id]; again && u.time-before.time <= p.header.MessageIDWindow && i-before.number < p.header.MessageIDs {
+		if before, again := newest[id]; again && !p.freed(before.txid) && u.time-before.time <= p.header.MessageIDWindow && i-before.number < p.header.MessageIDs {
 			p.find(AppendedTwice, "id %q has txid %d and, %d ns later, txid %d", id, before.txid, u.time-before.time, u.txid)
 		}
 		newest[id] = u
@@ -153,6 +154,12 @@ func (p *partition) checkIDs() {
 	for i := range p.attempts {
 		p.checkIgnored(&p.attempts[i], len(all))
 	}
+}
+
+// freed reports whether the message id of a transaction may be free because it
+// was trimmed. Ids that are remembered for a time hold trims.
+func (p *partition) freed(txid uint64) bool {
+	return p.header.MessageIDWindow == math.MaxInt64 && txid < p.allowed
 }
 
 // checkIgnored checks that a refusal came in spite of no id that counts. uses
@@ -167,7 +174,7 @@ func (p *partition) checkIgnored(a *attempt, uses int) {
 		return // it is checked before the id, or nothing was checked
 	}
 	for _, b := range p.byID[a.tx.ID] {
-		if !b.acknowledged() || b.End >= a.Start {
+		if !b.acknowledged() || b.End >= a.Start || p.freed(b.result.Txid) {
 			continue
 		}
 		if s, is := p.spans[b.result.Txid]; is && a.End-s.start+p.header.ClockSkew <= p.header.MessageIDWindow {

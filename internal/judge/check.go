@@ -15,6 +15,9 @@ func Check(h *History) *Report {
 	header := h.Header
 	header.MessageIDWindow = cmp.Or(header.MessageIDWindow, 120e9)
 	header.MessageIDs = cmp.Or(header.MessageIDs, 1_000_000)
+	if header.MessageIDWindow == WholeLog {
+		header.MessageIDWindow, header.MessageIDs = math.MaxInt64, math.MaxInt
+	}
 	header.Locks = cmp.Or(header.Locks, 1_000_000)
 	all := make([]*partition, header.Partitions)
 	for i := range all {

@@ -9,6 +9,9 @@ import (
 // Version is the version of the format.
 const Version = 1
 
+// WholeLog is a MessageIDWindow.
+const WholeLog = -1
+
 // History is what clients did to a cluster, and what its replicas hold at the
 // end.
 type History struct {
@@ -27,6 +30,8 @@ type Header struct {
 	// to the cluster.
 	AllWriters bool `json:"all_writers,omitempty"`
 	// MessageIDWindow is how long message ids are remembered. 0 is 2 minutes.
+	// WholeLog is as long as their transactions are kept, whatever MessageIDs
+	// is.
 	MessageIDWindow int64 `json:"message_id_window,omitempty"`
 	// MessageIDs is how many are remembered at most. 0 is 1,000,000.
 	MessageIDs int `json:"message_ids,omitempty"`

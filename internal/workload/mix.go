@@ -122,7 +122,7 @@ type mixed struct {
 	partition int
 	name      string
 	count     int
-	last      *nats.Msg // an append that was answered
+	answered  []*nats.Msg // appends that were answered, of any age
 	session   session
 }
 
@@ -178,8 +178,8 @@ func (w *mixed) lock() string {
 func (w *mixed) write(ctx context.Context) {
 	m := w.request()
 	switch n := w.IntN(10); {
-	case n == 0 && w.last != nil:
-		m = w.last // its answer is known
+	case n == 0 && len(w.answered) > 0:
+		m = w.answered[w.IntN(len(w.answered))] // its answer is known
 	case n == 1 && w.opts.Atomic && w.IntN(2) == 0:
 		w.atomic(ctx)
 		return
@@ -197,9 +197,18 @@ func (w *mixed) write(ctx context.Context) {
 	}
 	r, _, err := Retry(ctx, w.opts.Service, w.client, func() (Reply, error) { return w.client.AppendMsg(ctx, m) })
 	if err == nil {
-		w.last = m
+		w.keep(m)
 		w.saw(w.partition, max(r.Txid, r.HighWaterMark))
 	}
+}
+
+// keep keeps an append that was answered, sometimes in place of another one.
+func (w *mixed) keep(m *nats.Msg) {
+	if len(w.answered) < 50 {
+		w.answered = append(w.answered, m)
+		return
+	}
+	w.answered[w.IntN(len(w.answered))] = m
 }
 
 // batch appends several transactions in one message.
