@@ -254,7 +254,7 @@ func TestASessionThatIsAloneNeedsNoSearch(t *testing.T) {
 	passes := func() {
 		t.Helper()
 		seq++
-		r := appendOne(t, nc, inSession("s", seq, 0, "Cantus-Write-Lock", "hot", "Cantus-Unless", `{"locks":["hot"],"kinds":["k"]}`)...)
+		r := appendOne(t, nc, inSession("s", seq, 1, "Cantus-Write-Lock", "hot", "Cantus-Unless", `{"locks":["hot"],"kinds":["k"]}`)...)
 		if r.Error != nil {
 			t.Fatalf("number %d: %s", seq, r.Error.Message)
 		}
@@ -270,11 +270,15 @@ func TestASessionThatIsAloneNeedsNoSearch(t *testing.T) {
 			passes()
 		}
 	}
+	before := appendOne(t, nc, "Cantus-Append-Lock", "hot")
 	for range 3 {
 		passes()
 	}
 	goesOn()
 	n, nc = reopen(t, n, dir, opts)
+	if r := appendOne(t, nc, inSession("s", seq+1, 0, "Cantus-Write-Lock", "hot")...); r.Error == nil || r.Error.Txid != before.Txid {
+		t.Errorf("with a mark before another one's lock: %+v", r)
+	}
 	goesOn()
 	if r := appendOne(t, nc, "Cantus-High-Water-Mark", "0", "Cantus-Read-Lock", "cold"); r.Error == nil || r.Error.Reason != subjects.Unavailable {
 		t.Errorf("another one needs no search: %+v", r)
@@ -287,7 +291,7 @@ func TestASessionThatIsAloneNeedsNoSearch(t *testing.T) {
 	goesOn()
 
 	other := appendOne(t, nc, "Cantus-Append-Lock", "hot")
-	if r := appendOne(t, nc, inSession("s", seq+1, 0, "Cantus-Write-Lock", "hot")...); r.Error == nil || r.Error.Txid != other.Txid {
+	if r := appendOne(t, nc, inSession("s", seq+1, 1, "Cantus-Write-Lock", "hot")...); r.Error == nil || r.Error.Txid != other.Txid {
 		t.Errorf("after another one's lock: %+v", r)
 	}
 }

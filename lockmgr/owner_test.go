@@ -90,3 +90,21 @@ func TestWhatASessionKnowsOfItself(t *testing.T) {
 		})
 	}
 }
+
+// A rebuild takes nothing from before another one's record, as going forward
+// does not.
+func TestARebuildStopsAtAnother(t *testing.T) {
+	own := func(seq uint64, mode lockmgr.Mode) *lockmgr.Transaction {
+		return &lockmgr.Transaction{Locks: []lockmgr.Lock{{Mode: mode, Name: "a.b"}}, Session: lockmgr.ID{1}, SessionSeq: seq, HasHighWaterMark: true}
+	}
+	log := []logged{{tx: own(1, lockmgr.Write)}, {tx: writes("a.b")}, {tx: own(2, lockmgr.Append)}}
+	m := lockmgr.New(lockmgr.Options{})
+	for i, l := range log {
+		m.Record(uint64(i)+1, 0, l.tx)
+	}
+	want := lockmgr.StateOf(m)
+	rebuild(m, log, 0, 1, 1)
+	if got := lockmgr.StateOf(m); !got.Equal(want, false) || got.Locks[0].AloneThrough != 0 {
+		t.Errorf("rebuilt\n got %+v\nwant %+v", got, want)
+	}
+}
