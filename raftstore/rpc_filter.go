@@ -63,16 +63,50 @@ func (f *rpcFilter) run() {
 		case <-f.ctx.Done():
 			return
 		case rpc := <-f.in:
-			if !f.filter(&rpc) {
-				continue
-			}
-			select {
-			case <-f.ctx.Done():
-				return
-			case f.out <- rpc:
+			if f.filter(&rpc) {
+				f.pass(rpc)
 			}
 		}
 	}
+}
+
+// pass passes a request to raft's main goroutine, unless ctx ends before.
+func (f *rpcFilter) pass(rpc raft.RPC) {
+	switch rpc.Command.(type) {
+	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest:
+		if f.hasStaleLeader() {
+			f.send(f.leaderless())
+		}
+	}
+	f.send(rpc)
+}
+
+func (f *rpcFilter) send(rpc raft.RPC) {
+	select {
+	case <-f.ctx.Done():
+	case f.out <- rpc:
+	}
+}
+
+// hasStaleLeader reports whether this replica is a candidate that knows a
+// leader. Raft rejects the vote requests of others then, and a candidate does
+// not forget its leader: the group could remain without one. A replica gets
+// there if it starts an election because a leader asks it to, or because the
+// leader's process has ended, and another candidate wins that term, sends a
+// heartbeat, and is gone.
+func (f *rpcFilter) hasStaleLeader() bool {
+	r := f.raft.Load()
+	if r == nil {
+		return false
+	}
+	_, leader := r.LeaderWithID()
+	return leader != "" && r.State() == raft.Candidate
+}
+
+// leaderless returns a heartbeat that makes a candidate a follower without a
+// leader. Raft ignores it if the term has changed meanwhile.
+func (f *rpcFilter) leaderless() raft.RPC {
+	return raft.RPC{Command: heartbeatRequest("", f.term()), RespChan: make(chan raft.RPCResponse, 1)} // nobody receives
 }
 
 // maxTermLead is how far a peer's term may be ahead of this replica's. An
