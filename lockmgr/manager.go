@@ -103,7 +103,7 @@ func (m *Manager) Enter(tx *Transaction, now int64) uint64 {
 		if at == 0 {
 			at = m.locks.index(l.Name)
 		}
-		by := by.of(i, tx)
+		by.of(i, tx)
 		r := ref{at, by.covered}
 		if m.locks.newest(at) == txid {
 			// Keep one reference, the last: a lock may be forgotten as soon as
@@ -113,7 +113,7 @@ func (m *Manager) Enter(tx *Transaction, now int64) uint64 {
 			m.inflight.refs = append(slices.Delete(refs, twice, twice+1), r)
 			continue
 		}
-		m.locks.recordPending(at, by)
+		m.locks.recordPending(at, &by)
 		m.inflight.refs = append(m.inflight.refs, r)
 		fl.refs++
 	}
@@ -331,7 +331,7 @@ func (m *Manager) Commit() uint64 {
 	}
 	for _, r := range refs {
 		by.covered = r.covered
-		m.commitLock(r.lock, by)
+		m.commitLock(r.lock, &by)
 	}
 	m.inflight.compact()
 	m.commitID(fl.id, fl.again)
@@ -359,9 +359,10 @@ func (m *Manager) Record(txid uint64, time int64, tx *Transaction) {
 	by := recorderOf(txid, tx)
 	for i := range tx.Locks {
 		if l := &tx.Locks[i]; l.Mode.recorded() {
-			at, by := m.locks.index(l.Name), by.of(i, tx)
-			m.locks.recordPending(at, by)
-			m.commitLock(at, by)
+			at := m.locks.index(l.Name)
+			by.of(i, tx)
+			m.locks.recordPending(at, &by)
+			m.commitLock(at, &by)
 		}
 	}
 	if tx.Session != (ID{}) {
@@ -397,7 +398,7 @@ func (m *Manager) OldestID(now int64) (txid uint64) {
 }
 
 // commitLock makes the committed transaction the recorder of a lock.
-func (m *Manager) commitLock(i uint32, by recorder) {
+func (m *Manager) commitLock(i uint32, by *recorder) {
 	m.locks.commit(i, by)
 	if m.locks.len() > m.opts.Locks {
 		m.floor = m.locks.dropOldest()
@@ -438,7 +439,7 @@ func (m *Manager) Rollback(from uint64) {
 		by := recorder{txid: kept.txid, session: m.sessions.again(kept), mark: kept.mark}
 		for _, r := range kept.refs {
 			by.covered = r.covered
-			m.locks.recordPending(r.lock, by)
+			m.locks.recordPending(r.lock, &by)
 		}
 	}
 	for _, r := range refs {

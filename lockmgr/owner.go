@@ -60,12 +60,11 @@ func recorderOf(txid uint64, tx *Transaction) recorder {
 	return r
 }
 
-// of returns r as the recorder of lock number i of its transaction.
-func (r recorder) of(i int, tx *Transaction) recorder {
+// of makes r the recorder of lock number i of its transaction.
+func (r *recorder) of(i int, tx *Transaction) {
 	if r.session != (ID{}) {
 		r.covered = covered(tx.Locks[i].Name, tx.Locks)
 	}
-	return r
 }
 
 // covered returns how many of the lock of a name and the prefixes above it,
@@ -90,7 +89,7 @@ func covered(name string, locks []Lock) (n uint32) {
 
 // by returns what becomes of o when r records the lock, or one below the
 // prefix, after newest. covered says that r has checked all of it.
-func (o owned) by(r recorder, covered bool, newest uint64) owned {
+func (o owned) by(r *recorder, covered bool, newest uint64) owned {
 	switch r.session {
 	case ID{}:
 		return owned{}
@@ -185,7 +184,7 @@ func (t *table) setOwner(key ownerKey, o owner, was bool) (is bool) {
 // of a transaction of a session, or of none. change gets the recorders that
 // they have, and whether by covers them. A transaction without a session does
 // not change what has no owner.
-func (t *table) eachOwner(i uint32, by recorder, change func(o owner, r recorders, covered bool) owner) {
+func (t *table) eachOwner(i uint32, by *recorder, change func(o owner, r recorders, covered bool) owner) {
 	l := t.locks.at(i)
 	if o, was := t.owners[lockKey(i)]; was || by.session != (ID{}) {
 		t.setOwner(lockKey(i), change(o, l.recorders, by.covered > 0), was)
@@ -206,7 +205,7 @@ func (t *table) eachOwner(i uint32, by recorder, change func(o owner, r recorder
 
 // ownPending is called before a transaction of a session, or of none, becomes
 // the newest recorder of a lock.
-func (t *table) ownPending(i uint32, by recorder) {
+func (t *table) ownPending(i uint32, by *recorder) {
 	if by.session == (ID{}) && len(t.owners) == 0 {
 		return
 	}
@@ -217,7 +216,7 @@ func (t *table) ownPending(i uint32, by recorder) {
 }
 
 // ownCommitted is ownPending for the newest committed recorder.
-func (t *table) ownCommitted(i uint32, by recorder) {
+func (t *table) ownCommitted(i uint32, by *recorder) {
 	if by.session == (ID{}) && len(t.owners) == 0 {
 		return
 	}
@@ -228,7 +227,7 @@ func (t *table) ownCommitted(i uint32, by recorder) {
 }
 
 // ownOlder is called before recordOlder has recorded a lock.
-func (t *table) ownOlder(i uint32, by recorder) {
+func (t *table) ownOlder(i uint32, by *recorder) {
 	if by.session == (ID{}) && len(t.owners) == 0 {
 		return
 	}
@@ -254,7 +253,7 @@ func (t *table) revertOwners(i uint32) {
 	if len(t.owners) == 0 {
 		return
 	}
-	t.eachOwner(i, recorder{}, func(o owner, _ recorders, _ bool) owner {
+	t.eachOwner(i, &recorder{}, func(o owner, _ recorders, _ bool) owner {
 		o.pending = o.committed
 		return o
 	})

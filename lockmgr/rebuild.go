@@ -56,7 +56,11 @@ func (m *Manager) olderLocks(txid uint64, tx *Transaction) {
 	by := recorderOf(txid, tx)
 	for i := len(tx.Locks) - 1; i >= 0 && !m.rebuild.locksDone; i-- {
 		l := &tx.Locks[i]
-		if l.Mode.recorded() && !m.locks.recordOlder(l.Name, by.of(i, tx), m.opts.Locks) {
+		if !l.Mode.recorded() {
+			continue
+		}
+		by.of(i, tx)
+		if !m.locks.recordOlder(l.Name, &by, m.opts.Locks) {
 			m.floor = txid
 			m.rebuild.locksDone = true
 		}

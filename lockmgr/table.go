@@ -128,7 +128,7 @@ func (t *table) newest(i uint32) uint64 { return t.locks.at(i).newest }
 
 // recordPending makes a transaction, at least as new as any, the newest
 // recorder of a lock. It is in flight until commit or revert.
-func (t *table) recordPending(i uint32, by recorder) {
+func (t *table) recordPending(i uint32, by *recorder) {
 	t.ownPending(i, by)
 	l := t.locks.at(i)
 	l.newest = by.txid
@@ -139,7 +139,7 @@ func (t *table) recordPending(i uint32, by recorder) {
 
 // commit makes a transaction, at least as new as any that is committed, the
 // newest committed recorder of a lock. It was recorded as pending before.
-func (t *table) commit(i uint32, by recorder) {
+func (t *table) commit(i uint32, by *recorder) {
 	t.ownCommitted(i, by)
 	l := t.locks.at(i)
 	if l.committed != 0 {
@@ -177,7 +177,7 @@ func (t *table) dropUnknown(i uint32) {
 // recordOlder makes a transaction, at most as new as any, the recorder of name
 // unless name is known already. It returns false and changes nothing if that
 // would need more than limit names. Nothing may be in flight.
-func (t *table) recordOlder(name string, by recorder, limit int) bool {
+func (t *table) recordOlder(name string, by *recorder, limit int) bool {
 	if t.len() >= limit && !t.known(name) {
 		return false
 	}
