@@ -112,7 +112,7 @@ type Options struct {
 	MsgIDWindow time.Duration
 	// MaxMsgIDs is how many message ids, the newest ones, each partition has in
 	// memory at most, at about 100 bytes each. With WholeLog, older ones are
-	// looked up in the log, and take another 2 to 6 bytes of memory; otherwise
+	// looked up in the log, and take another 3 to 12 bytes of memory; otherwise
 	// they are forgotten. Default 1,000,000.
 	MaxMsgIDs int
 	// QueueBytes bounds the requests that wait for a partition; beyond it,

@@ -12,7 +12,8 @@ import (
 // without looking at a run. It is a Bloom filter whose bits for one key are all
 // in one block, which is a line of the processor's cache (Putze, Sanders,
 // Singler: Cache-, Hash- and Space-Efficient Bloom Filters, 2007). At its
-// capacity one in a hundred keys that it does not have looks as if it had it.
+// capacity, one in some ten thousand keys that it does not have looks as if it
+// had it: few enough that most messages with hundreds of ids have none.
 //
 // One goroutine adds keys, another one may add older ones meanwhile, and any
 // number may look for them.
@@ -24,12 +25,12 @@ type filter struct {
 type filterBlock [8]atomic.Uint64
 
 const (
-	filterBits     = 12 // for a key, at the filter's capacity
-	filterHashes   = 6
+	filterBits     = 24 // for a key, at the filter's capacity
+	filterHashes   = 7
 	leastFilter    = 1 << 10 // keys
-	filterGrowth   = 4
+	filterGrowth   = 2
 	blockBits      = 512
-	mostFilterSize = 64 << 20
+	mostFilterSize = 256 << 20
 )
 
 // newFilter returns a filter for a number of keys, or for as many as fit into
