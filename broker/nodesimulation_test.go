@@ -158,7 +158,14 @@ func (s *nodeSim) Summary() string {
 	if s.report == nil {
 		return "not judged"
 	}
-	return fmt.Sprintf("%d operations, %d transactions", len(s.recorder.History().Operations), s.report.Transactions)
+	inSession := 0
+	operations := s.recorder.History().Operations
+	for _, o := range operations {
+		if o.Append != nil && o.Append.Session != "" || len(o.Batch) > 0 && o.Batch[0].Session != "" {
+			inSession++
+		}
+	}
+	return fmt.Sprintf("%d operations, %d of them in sessions; %d transactions", len(operations), inSession, s.report.Transactions)
 }
 
 func (s *nodeSim) process(name string) *simProcess {
@@ -578,7 +585,7 @@ func (s *nodeSim) Run(ctx context.Context, schedule sim.Schedule) {
 	}
 	s.mix = workload.StartMix(ctx, workload.MixOptions{
 		Partitions: nodeSimPartitions, Seed: s.seed, Clients: clients, Pace: 30 * time.Millisecond, MaxPayload: 4 << 10,
-		Conditions: s.seed%4 == 3, Atomic: s.seed%4 == 3,
+		Conditions: s.seed%4 == 3, Atomic: s.seed%4 == 3, Sessions: s.seed%4 == 3,
 	})
 	s.cluster.Run(ctx, schedule)
 	time.Sleep(time.Second)

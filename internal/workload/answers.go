@@ -36,6 +36,8 @@ type Refusal struct {
 	Conflicts []Conflict `json:"conflicts"`
 	Unless    *Matched   `json:"unless,omitempty"`
 	FirstTxid uint64     `json:"first_txid"`
+	// SessionSeq is the last number of a session that was accepted.
+	SessionSeq *uint64 `json:"session_seq,omitempty"`
 }
 
 // Conflict is a lock that a transaction recorded after the high-water mark of

@@ -137,6 +137,38 @@ func (c *Client) AppendMsg(ctx context.Context, m *nats.Msg) (r Reply, err error
 	return DecodeReply(answer)
 }
 
+// Answer is the outcome of an append: Reply, unless there is an error.
+type Answer struct {
+	Reply
+	Err error
+}
+
+// AppendAll sends transactions one after the other, without waiting for answers
+// in between, and returns the outcome of each.
+func (c *Client) AppendAll(ctx context.Context, msgs []*nats.Msg) []Answer {
+	answers := make([]Answer, len(msgs))
+	var waiting sync.WaitGroup
+	for i, m := range msgs {
+		a, start := &answers[i], c.Recorder.Now()
+		sub, err := c.Conn.SubscribeSync(nats.NewInbox())
+		if err == nil {
+			sent := &nats.Msg{Subject: m.Subject, Reply: sub.Subject, Header: m.Header, Data: m.Data}
+			err = c.Conn.PublishMsg(sent)
+		}
+		waiting.Go(func() {
+			if a.Err = err; err == nil {
+				a.Reply, a.Err = c.AnswerTo(ctx, sub)
+			}
+			if sub != nil {
+				_ = sub.Unsubscribe() // the connection may be closed
+			}
+			c.Recorder.Appended(c.Name, start, m, a.Reply, a.Err)
+		})
+	}
+	waiting.Wait()
+	return answers
+}
+
 // Info returns the description of a partition. A refusal is an error.
 func (c *Client) Info(ctx context.Context, partition int) (info PartitionInfo, err error) {
 	start := c.Recorder.Now()

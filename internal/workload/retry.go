@@ -30,16 +30,19 @@ func Retry(ctx context.Context, s Service, c *Client, do func() (Reply, error)) 
 		case <-ctx.Done():
 			return Reply{}, tries, context.Cause(ctx)
 		}
-		r, err = do()
-		again := errors.Is(err, ErrDropped) || errors.Is(err, ErrNoAnswer) ||
-			errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrConnectionClosed)
-		if err == nil && r.Error != nil {
-			again = r.Error.Reason == "busy" || r.Error.Reason == "unavailable" || r.Error.Reason == "unknown"
-		}
-		if !again {
+		if r, err = do(); !again(r, err) {
 			return r, tries, err
 		}
 	}
+}
+
+// again reports whether an outcome is unknown, or a refusal to try again.
+func again(r Reply, err error) bool {
+	if err == nil && r.Error != nil {
+		return r.Error.Reason == "busy" || r.Error.Reason == "unavailable" || r.Error.Reason == "unknown"
+	}
+	return errors.Is(err, ErrDropped) || errors.Is(err, ErrNoAnswer) ||
+		errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrConnectionClosed)
 }
 
 // Backoff is a Service that paces a client as the protocol asks for. Each wait

@@ -31,12 +31,12 @@ func (w *mixed) next() *nats.Msg {
 	return m
 }
 
-// inSession appends the next transactions of the session: one by one, together,
-// or with the one before left out. A refusal ends the session, and so does an
-// unknown outcome of several.
+// inSession appends the next transactions of the session: one by one, without
+// waiting, together, or with the one before left out. A refusal ends the
+// session, and so does an unknown outcome of several that are sent together.
 func (w *mixed) inSession(ctx context.Context) {
 	m := w.next()
-	switch n := w.IntN(6); {
+	switch n := w.IntN(9); {
 	case n < 2:
 		msgs := []*nats.Msg{m}
 		for range w.IntN(5) {
@@ -61,9 +61,51 @@ func (w *mixed) inSession(ctx context.Context) {
 			w.atomicInSession(ctx, m)
 			return
 		}
+	case n > 5:
+		w.pipeline(ctx, m)
+		return
 	}
 	w.ended(Retry(ctx, w.opts.Service, w.client, func() (Reply, error) { return w.client.AppendMsg(ctx, m) }))
 }
+
+// pipeline appends the next transactions of the session without waiting for
+// answers in between. It goes back to the first that has none, and sends that
+// and all that follow again, in order.
+func (w *mixed) pipeline(ctx context.Context, first *nats.Msg) {
+	open := []*nats.Msg{first}
+	for range 1 + w.IntN(7) {
+		open = append(open, w.next())
+	}
+	all, early := open, 0
+	r, tries, err := Retry(ctx, w.opts.Service, w.client, func() (r Reply, err error) {
+		for _, a := range w.client.AppendAll(ctx, open) {
+			if r, err = a.Reply, a.Err; again(r, err) {
+				return r, err
+			}
+			switch s := number(open[0], "Cantus-Session-Seq"); {
+			case err != nil:
+				return r, err
+			case r.Error != nil && r.Error.SessionSeq != nil && *r.Error.SessionSeq >= *s: // committed before
+				r.Error = nil
+			case r.Error != nil && r.Error.SessionSeq != nil && early < maxEarly: // it was there before the one before it
+				early++
+				return r, ErrNoAnswer
+			case r.Error != nil:
+				return r, nil
+			}
+			w.saw(w.partition, max(r.Txid, r.HighWaterMark))
+			open = open[1:]
+		}
+		return r, nil
+	})
+	if w.ended(r, tries, err); len(open) == 0 && w.IntN(4) == 0 {
+		w.client.AppendAll(ctx, all) // all of them are repeats
+	}
+}
+
+// maxEarly is how often a number is sent again because the one before it is
+// said to be missing.
+const maxEarly = 20
 
 // atomicInSession appends an atomic batch as the next transaction of the
 // session.
