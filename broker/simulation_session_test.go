@@ -38,7 +38,10 @@ func (c *dataClient) pipeline() {
 	var open []*dataRequest
 	for i := range uint64(1 + c.rng.IntN(6)) {
 		r := c.request() // all are computed on one state, and on those before
-		r.mark, r.session, r.seq, r.id = mark, name, i+1, numberOf(name, i+1)
+		r.session, r.seq, r.id = name, i+1, numberOf(name, i+1)
+		if r.mark = mark; c.rng.IntN(4) == 0 {
+			r.mark -= min(mark, c.rng.Uint64N(6)) // as a writer that has not noticed what it applied
+		}
 		r.locks = append(r.locks, dataLock{wal.WriteLock, "own." + name})
 		for i := range r.parts {
 			r.parts[i].locks = append(r.parts[i].locks, dataLock{wal.WriteLock, "own." + name})
@@ -52,17 +55,24 @@ func (c *dataClient) pipeline() {
 		c.s.judge.begin(r)
 		open = append(open, r)
 	}
-	over := false // one was refused for good
+	over, accepted := false, uint64(0) // one was refused for good; those before it
 	for began := time.Now(); len(open) > 0 && time.Since(began) < dataSimGiveUp; {
 		replies := c.sendAll(open)
 		for i, r := range open {
+			if replies[i] != nil {
+				c.judgeNumber(r, replies[i], accepted)
+			}
+		}
+		for i, r := range open {
 			reply := replies[i]
-			if reply == nil || !final(reply) || !over && c.isEarly(r, reply) {
+			if reply == nil || !final(reply) || !over && reply.Error != nil && reply.Error.Reason == subjects.WrongLast {
 				open = open[i:]
 				break
 			}
 			c.learn(reply)
-			over = over || reply.Error != nil
+			if over = over || reply.Error != nil; !over {
+				accepted = r.seq
+			}
 			c.s.judge.end(r, reply)
 			if i == len(open)-1 {
 				open = nil
@@ -77,18 +87,20 @@ func (c *dataClient) pipeline() {
 	}
 }
 
-// isEarly reports whether a message was refused because the one before it has
-// not arrived, or because the node does not know the session any more, which
-// leaves its outcome open.
-func (c *dataClient) isEarly(r *dataRequest, reply *subjects.Reply) bool {
+// judgeNumber checks what a refusal says of a session whose numbers up to
+// accepted were accepted before the message was sent. A number may be too early
+// for the node that it arrives at. But a node that does not lead any more must
+// not refuse it, and none forgets a session within the time of message ids.
+func (c *dataClient) judgeNumber(r *dataRequest, reply *subjects.Reply, accepted uint64) {
 	e := reply.Error
-	if e == nil || e.Reason != subjects.WrongLast {
-		return false
+	switch {
+	case e == nil || e.Reason != subjects.WrongLast:
+	case e.SessionSeq == nil && accepted > 0:
+		c.s.cluster.Fail("%s was refused because its session is not known, and number %d was accepted", r.id, accepted)
+	case e.SessionSeq == nil:
+	case *e.SessionSeq < accepted || *e.SessionSeq >= r.seq-1:
+		c.s.cluster.Fail("%s was refused, the last number is said to be %d, and %d was accepted before", r.id, *e.SessionSeq, accepted)
 	}
-	if e.SessionSeq != nil && *e.SessionSeq >= r.seq-1 {
-		c.s.cluster.Fail("%s was refused, and the last number is %d", r.id, *e.SessionSeq)
-	}
-	return true
 }
 
 // sendAll sends messages to a node, in order, and waits for the replies. One is
