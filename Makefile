@@ -108,8 +108,8 @@ proof: ## the long tests of the client: kills, failures, skew, a million behind
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -run 'Stale|Skew|CatchingUp' ./cantustest/clienttest -v
 	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -tags postgres -run BooksAreRight ./examples/bank -v
 
-powercut: ## the store, cuts of leaders' power, and 100 cuts during operations, on loop-mounted file systems (root, 20 minutes)
-	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -tags powercut -run PowerFails -v ./wal ./e2e
+powercut: ## the store, the index of names, cuts of leaders' power, and 100 cuts during operations, on loop-mounted file systems (root, 20 minutes)
+	CANTUS_LONG=1 $(GO) test -count=1 -timeout 60m -tags powercut -run PowerFails -v ./wal ./broker ./e2e
 
 encryption: ## an encrypted disk whose keys are replaced under load (root, cryptsetup; without dm-crypt in Debian's User-mode Linux)
 	./.ci/encryption

@@ -24,6 +24,7 @@ type indexed struct {
 	count   uint64
 	current bool // the replica has applied what is committed
 	isFull  bool
+	budget  int64 // of memory
 
 	mu      sync.Mutex
 	applied uint64
@@ -31,7 +32,7 @@ type indexed struct {
 }
 
 func newIndexed(t *testing.T, log *wal.Log) *indexed {
-	return &indexed{t: t, log: log, dir: t.TempDir(), changed: make(chan struct{})}
+	return &indexed{t: t, log: log, dir: t.TempDir(), budget: 1 << 20, changed: make(chan struct{})}
 }
 
 // append appends transactions, each in a batch of its own. The lock of each is
@@ -67,7 +68,7 @@ func (x *indexed) position() position {
 func (x *indexed) run() (i *indexer, stop func()) {
 	i = &indexer{
 		label: "0", log: slog.New(slog.DiscardHandler), store: x.log, position: x.position, current: func() bool { return x.current },
-		options: indexOptions{dir: x.dir, budget: nameindex.NewBudget(1 << 20), room: func(int64) bool { return !x.isFull }}, drops: make(chan uint64, 1),
+		options: indexOptions{dir: x.dir, budget: nameindex.NewBudget(x.budget), room: func(int64) bool { return !x.isFull }}, drops: make(chan uint64, 1),
 	}
 	ctx, cancel := context.WithCancel(x.t.Context())
 	var running sync.WaitGroup

@@ -130,6 +130,7 @@ type nodeSim struct {
 	lost      map[string]bool // nodes whose disk was erased, and that the cluster has not removed yet
 	ready     map[string]bool // nodes whose process is ready, or was
 	outdated  map[string]bool // nodes on an older copy of their disk, which others must refuse
+	uncertain time.Time       // until then a node may have to be replaced because of that
 
 	recorder *workload.Recorder
 	mix      *workload.Mix
@@ -393,6 +394,14 @@ func (s *nodeSim) Operate(ctx context.Context, n *sim.Node, f sim.Fault) error {
 		s.blockRaft(ctx, n.Name)
 		return nil
 	case sim.Rebuild:
+		// A replica that is rebuilt has no vote. If another node has just lost its
+		// disk, and its leader has not noticed yet, no majority is left.
+		s.mu.Lock()
+		replaced := len(s.lost) > 0 || time.Now().Before(s.uncertain)
+		s.mu.Unlock()
+		if replaced {
+			return errors.New("a node is to be replaced")
+		}
 		return s.ask(ctx, "node."+n.Name+".rebuild", map[string]any{"partition": partition})
 	case sim.Restart:
 		if p := s.process(n.Name); p != nil {
@@ -407,6 +416,9 @@ func (s *nodeSim) Operate(ctx context.Context, n *sim.Node, f sim.Fault) error {
 			return errors.New(why)
 		}
 		if f.Kind == sim.Rollback {
+			s.mu.Lock()
+			s.uncertain = time.Now().Add(f.For + 2*time.Second)
+			s.mu.Unlock()
 			n.RollBack(f.For)
 		} else {
 			s.replace(n)

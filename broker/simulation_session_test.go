@@ -103,6 +103,20 @@ func (c *dataClient) judgeNumber(r *dataRequest, reply *subjects.Reply, accepted
 	}
 }
 
+// lateNumber makes a message one of a session that others use, with a number
+// that is far too high, and returns a number that was accepted.
+func (c *dataClient) lateNumber(r *dataRequest) (accepted uint64) {
+	j := c.s.judge
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.session == "" || c.rng.IntN(2) == 0 {
+		return 0
+	}
+	r.session, r.seq, r.first = j.session, 1_000_000*uint64(c.node+1)+uint64(c.seq), false
+	r.id = numberOf(r.session, r.seq)
+	return j.accepted
+}
+
 // sendAll sends messages to a node, in order, and waits for the replies. One is
 // nil if it did not come.
 func (c *dataClient) sendAll(open []*dataRequest) []*subjects.Reply {

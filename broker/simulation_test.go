@@ -448,8 +448,10 @@ func (c *dataClient) runLate(ctx context.Context) {
 		}
 		c.seq++
 		r.id = fmt.Sprintf("late%d-%d", c.node, c.seq)
+		accepted := c.lateNumber(r)
 		c.s.judge.begin(r)
 		if reply, answered := c.send(r); answered && final(reply) {
+			c.judgeNumber(r, reply, accepted)
 			c.s.judge.end(r, reply)
 		} else {
 			c.s.judge.abandon()
@@ -620,6 +622,8 @@ type dataJudge struct {
 	log      []dataCommitted // by txid - 1
 	keeps    uint64          // the oldest transaction that is kept
 	known    uint64          // the newest that was acknowledged
+	session  string          // of which a number was acknowledged last, and that
+	accepted uint64
 
 	sent, acked, duplicates, conflicts, abandoned int
 }
@@ -671,6 +675,9 @@ func (j *dataJudge) end(r *dataRequest, reply *subjects.Reply) {
 	case reply.Error == nil:
 		j.acked++
 		j.known = max(j.known, reply.Txid)
+		if r.session != "" {
+			j.session, j.accepted = r.session, r.seq
+		}
 		if reply.Duplicate {
 			j.duplicates++
 		}

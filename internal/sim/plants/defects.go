@@ -93,16 +93,13 @@ var defects = []defect{
 		"lockmgr/manager.go", "	if tx.SessionSeq == s.seq+1 {", "	if tx.SessionSeq > s.seq {",
 	}}},
 	{"session-own-lock", "a session conflicts with what it has recorded itself", "broker", []edit{{
-		"lockmgr/owner.go", "	if o := t.owners[key].pending; o.session == session {", "	if o := t.owners[key].pending; o.session == session && o.other > 0 {",
+		"lockmgr/owner.go", "	if o.session != s.session {", "	if o.session != s.session || o.other == 0 {",
 	}}},
 	{"session-hides-others", "what others have recorded between two transactions of a session does not conflict", "broker", []edit{{
-		"lockmgr/owner.go", "	return owned{session, newest}\n", "	return owned{session, o.other}\n",
+		"lockmgr/owner.go", "other: newest}\n", "other: o.other}\n",
 	}}},
 	{"sessions-forgotten-at-restart", "a start does not read the sessions in the log", "broker", []edit{{
 		"broker/certifier.go", "		return c.table.RecordOlder(t.Txid, t.Time, &c.cert)", "		c.cert.Session = lockmgr.ID{}\n		return c.table.RecordOlder(t.Txid, t.Time, &c.cert)",
-	}}},
-	{"number-unconfirmed", "a leader that was replaced says which number of a session is the last", "broker", []edit{{
-		"broker/responder.go", " || d.r.cert.SessionSeq > 0)", ")",
 	}}},
 	{"ids-forgotten", "a follower does not record message ids: they are forgotten when the leader changes", "broker", []edit{{
 		"broker/certifier.go", "		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)", "		c.cert.ID = lockmgr.ID{}\n		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)",
