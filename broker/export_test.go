@@ -13,6 +13,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker/internal/natslink"
 	"github.com/cantuslog/cantus/broker/internal/natsserver"
+	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -418,3 +419,29 @@ func CheckID(t *testing.T, n *Node, partition int, header []byte, most, checks i
 
 // HideIndex has searches of a partition's log do without its index.
 func HideIndex(n *Node, partition int) { n.replicas.get(partition).current().indexer.index.Store(nil) }
+
+// CheckBetween checks a message as the log checker does, and calls between once
+// that has read the position. Then it queues the message again.
+func CheckBetween(t *testing.T, n *Node, partition int, m *nats.Msg, between func()) {
+	t.Helper()
+	r := n.replicas.get(partition).current()
+	c, read := r.logChecker, *r.logChecker.reader
+	now := read.position
+	read.position = func() position {
+		at := now()
+		between()
+		return at
+	}
+	c.reader = &read
+	block := subjects.AppendBlockStart(nil)
+	for key := range m.Header {
+		block = subjects.AppendField(block, key, m.Header.Get(key))
+	}
+	parked := &natslink.Message{Subject: m.Subject, Reply: m.Reply, Header: subjects.AppendBlockEnd(block), Payload: m.Data, Received: time.Now()}
+	if err := c.check(t.Context(), parked); err != nil {
+		t.Fatal(err)
+	}
+	if r.queue.put(parked) != putQueued {
+		t.Fatal("the message is not queued again")
+	}
+}

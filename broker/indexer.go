@@ -81,7 +81,7 @@ func (x *indexer) run(ctx context.Context) {
 			return
 		}
 		if ok, withheld := x.logged.Allow(err.Error(), time.Now()); ok {
-			x.log.Warn("the index is not kept up: reads by name look through the log", "err", err, "not_logged_before", withheld)
+			x.log.Warn("the index is not kept up: reads by name look through the log, and transactions with message ids are refused once it is too far behind", "err", err, "not_logged_before", withheld)
 		}
 		select {
 		case <-ctx.Done():
@@ -120,6 +120,8 @@ func (x *indexer) follow(ctx context.Context) error {
 			return nil
 		case txid := <-x.drops:
 			index.Drop(txid)
+		case <-index.FilterReady():
+			index.LevelFilter()
 		case <-at.changed:
 			select {
 			case <-ctx.Done():
@@ -213,8 +215,8 @@ func (x *indexer) add(ctx context.Context, index *nameindex.Index, at position) 
 			return b.Err
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case b.Batch.Last() > at.mark:
-			return nil
+		case b.Batch.Last() > at.mark, b.Batch.First > index.Next():
+			return nil // in the second case a damaged run was dropped
 		case !x.options.room(0):
 			return errFull
 		case index.Full():
@@ -239,7 +241,11 @@ func (x *indexer) addBatch(index *nameindex.Index, entry uint64, b wal.Batch) er
 		x.keys = keysOf(x.keys[:0], h, &t)
 		index.Add(t.Txid, entry, x.keys...)
 	}
-	return errors.Join(records.Err(), index.Publish(stampOf(b)))
+	err := index.Publish(stampOf(b))
+	if errors.Is(err, nameindex.ErrNoRoom) && !index.Full() {
+		err = nil // there may be room before memory has no more
+	}
+	return errors.Join(records.Err(), err)
 }
 
 // keysOf appends the keys that a transaction is found by.

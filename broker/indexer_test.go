@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -188,6 +189,43 @@ func TestAnIndexWithoutRoom(t *testing.T) {
 		pass(indexRetry)
 		if got := i.through(); got != 10 {
 			t.Errorf("with room the index reaches %d", got)
+		}
+		stop()
+	})
+}
+
+// A run that is damaged is removed when the filter is made from it, while there
+// is more to index: all is indexed again.
+func TestADamagedRunBeforeABacklog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newIndexed(t, emptyLog(t))
+		x.append(10, "a")
+		x.apply(10)
+		_, stop := x.run()
+		synctest.Wait()
+		stop()
+		path, err := filepath.Glob(filepath.Join(indexOptions{dir: x.dir}.of(0), "*.run"))
+		if err != nil || len(path) != 1 {
+			t.Fatal(path, err)
+		}
+		run, err := os.ReadFile(path[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		run[len(run)-1] ^= 1
+		if err := os.WriteFile(path[0], run, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		x.append(3000, "a")
+		x.apply(3010)
+		i, stop := x.run()
+		synctest.Wait()
+		for range 10 {
+			pass(indexRetry)
+			synctest.Wait()
+		}
+		if n := i.through(); n != 3010 {
+			t.Errorf("%d of 3010 are indexed", n)
 		}
 		stop()
 	})

@@ -246,13 +246,14 @@ func (c *logChecker) findID(ctx context.Context, at position, note *logNote, r *
 		return refuse("the message has too many that take a search of the log")
 	}
 	note.scanned.bytes += seekCost
-	through = max(through, min(indexed, at.mark))
+	// What was committed since the position was read is not looked at.
+	through = min(max(through, indexed), at.mark)
 	use, complete, err := c.reader.findUse(ctx, at, id, through, &note.scanned)
 	if err != nil {
 		return err
 	}
 	if !complete {
-		return refuse("too much of the log is not in the index yet")
+		return refuse("too much of the log is not in the index")
 	}
 	f.earlier, f.idThrough = use, through
 	return nil

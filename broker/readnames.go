@@ -17,6 +17,11 @@ const (
 	windowBytes = 4 << 20
 )
 
+// idScanBytes bounds how much of the log one search for a message id scans
+// where there is no index. Clients send again until there is: they must not
+// keep a processor busy.
+const idScanBytes = 8 << 20
+
 // seekCost is how many bytes of the log a lookup counts as.
 const seekCost = 4 << 10
 
@@ -129,7 +134,7 @@ func (r *reader) findUse(ctx context.Context, at position, id string, through ui
 	}
 	defer r.scans.Release(1)
 	q := query{msgID: id, fromTime: math.MinInt64}
-	most := s.bytes + scanBytes
+	most := s.bytes + idScanBytes
 	next, err := r.down(at, &q, min(through, at.mark), at.first, s, func(t *wal.Transaction) (done bool, err error) {
 		if q.matches(t) {
 			var c lockmgr.Transaction

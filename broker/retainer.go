@@ -361,7 +361,7 @@ func (r *retainer) explain(reply *subjects.RetentionReply, policy cluster.Retent
 		}
 	}
 	if held > 0 && held <= min(due.Txid, v.limits.passed) {
-		reply.Holds = append(reply.Holds, fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v at least", held, r.state.window))
+		reply.Holds = append(reply.Holds, fmt.Sprintf("the message id of transaction %d is not old enough: ids are remembered for %v at least", held, r.state.window))
 	}
 	return nil
 }

@@ -116,7 +116,7 @@ func (t *trimmer) serve(ctx context.Context, m *natslink.Message) error {
 	case done.unreadable != nil:
 		reply.Because = fmt.Sprintf("the transactions from %d on can't be read: the node's log says more", done.next)
 	case done.held > 0:
-		reply.Because = fmt.Sprintf("the message id of transaction %d still counts: ids are remembered for %v at least; trim again when they are not", done.held, t.state.window)
+		reply.Because = fmt.Sprintf("the message id of transaction %d is not old enough: ids are remembered for %v at least; trim again later", done.held, t.state.window)
 	case reply.FirstTxid < before:
 		reply.Because = fmt.Sprintf("transaction %d is in the batch that begins with %d: a trim removes whole batches", before, reply.FirstTxid)
 	}

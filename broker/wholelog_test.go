@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -234,10 +235,38 @@ func TestAMessageIDBehindALongLog(t *testing.T) {
 		t.Errorf("with an index: %+v", r)
 	}
 	broker.HideIndex(n, 0)
-	if r := appendOne(t, nc, "Nats-Msg-Id", "first"); r.Error == nil || r.Error.Reason != subjects.Unavailable || !strings.Contains(r.Error.Message, "is not in the index yet") {
+	if r := appendOne(t, nc, "Nats-Msg-Id", "first"); r.Error == nil || r.Error.Reason != subjects.Unavailable || !strings.Contains(r.Error.Message, "is not in the index") {
 		t.Errorf("without an index: %+v", r)
 	}
-	if r, err := tryAppend(nc, payload, "Nats-Msg-Id", "40"); err != nil || !r.Duplicate || r.Txid != 42 {
+	if r, err := tryAppend(nc, payload, "Nats-Msg-Id", "76"); err != nil || !r.Duplicate || r.Txid != 78 {
 		t.Errorf("near, without an index: %+v, %v", r, err)
+	}
+}
+
+// A message id that is committed, and leaves memory, between two steps of a
+// search for it is found all the same.
+func TestAMessageIDThatIsCommittedDuringASearch(t *testing.T) {
+	n, nc := one(t, broker.Options{Partitions: 1, MaxMsgIDs: 1})
+	for i := range 3 {
+		appendOne(t, nc, "Nats-Msg-Id", fmt.Sprint(i))
+	}
+	answers, err := nc.SubscribeSync(nats.NewInbox())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := nats.NewMsg("cantus.append.0")
+	again.Reply, again.Data = answers.Subject, []byte("x")
+	again.Header.Set("Nats-Msg-Id", "found")
+	broker.CheckBetween(t, n, 0, again, func() {
+		appendOne(t, nc, "Nats-Msg-Id", "found")
+		appendOne(t, nc, "Nats-Msg-Id", "another")
+	})
+	m, err := answers.NextMsg(20 * time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r subjects.Reply
+	if err := json.Unmarshal(m.Data, &r); err != nil || r.Txid != 4 || !r.Duplicate {
+		t.Errorf("%v: %s", err, m.Data)
 	}
 }

@@ -31,7 +31,7 @@ type appendCmd struct {
 	Last       *txid       `name:"expected-last" placeholder:"TXID" help:"Commit only if this is exactly the partition's last txid; 0 if it is empty."`
 	Until      *deadline   `name:"not-after" placeholder:"TIME" help:"Commit only up to this time, by the leader's clock: a time such as 2026-11-01T08:30 or 90s, which is in 90 seconds."`
 	Kind       token       `placeholder:"KIND" default:"tx" help:"Kind of transaction, one NATS token: the end of its feed subject, and a filter for reads."`
-	ID         string      `name:"id" placeholder:"ID" help:"Message id, at most 128 bytes: a repeat within two minutes returns the first one's txid and appends nothing. Generated if not set."`
+	ID         string      `name:"id" placeholder:"ID" help:"Message id, at most 128 bytes: a repeat returns the first one's txid and appends nothing, as long as the node remembers the id (--msg-id-window of cantus serve). Generated if not set."`
 	Session    string      `placeholder:"NAME" help:"Session that it is in, one NATS token: its transactions commit in the order of their numbers, and do not conflict with each other. Choose another name for each run of a writer."`
 	SessionSeq *txid       `name:"session-seq" placeholder:"N" help:"Number of the transaction in the session, from 1 on. A repeat appends nothing, as with --id."`
 	Headers    []string    `name:"header" sep:"none" placeholder:"'K: V'" help:"Header of your own to store with it; repeatable."`

@@ -52,6 +52,6 @@
 // # Concurrency
 //
 // One goroutine changes an Index: it calls Add, Publish, Flush, Begin, Reset,
-// Drop and Close. Any number of others may call Search, Near, Covers, Size and
-// Keys meanwhile.
+// Drop, LevelFilter and Close. Any number of others may call Search, Near,
+// Covers, Size and Keys meanwhile.
 package nameindex

@@ -28,7 +28,7 @@ const (
 	filterBits     = 24 // for a key, at the filter's capacity
 	filterHashes   = 7
 	leastFilter    = 1 << 10 // keys
-	filterGrowth   = 2
+	filterSlack    = 8       // one for more than 8 times as many keys is made smaller
 	blockBits      = 512
 	mostFilterSize = 256 << 20
 )
@@ -83,6 +83,7 @@ type idFilter struct {
 	growing *filter // is being made in place of it, nil for none
 	most    int64   // keys in current before it is made again
 	made    chan error
+	ready   chan struct{} // one value if something was made
 	making  sync.WaitGroup
 	stopped atomic.Bool
 }
@@ -119,34 +120,42 @@ func (s *idFilter) stop() {
 	s.making.Wait()
 }
 
-// levelFilter begins to make the filter if there is none or it has too many
-// keys, and takes one that is ready.
-func (x *Index) levelFilter() {
+// FilterReady returns a channel from which LevelFilter is to be called for each
+// value.
+func (x *Index) FilterReady() <-chan struct{} { return x.ids.ready }
+
+// LevelFilter begins to make the filter of message ids if there is none or it
+// has too many keys, and takes one that is ready. Publish calls it, too.
+func (x *Index) LevelFilter() {
 	s := &x.ids
 	select {
 	case err := <-s.made:
 		f := s.growing
 		s.growing, s.made = nil, nil
-		switch {
-		case err == nil:
+		switch n := int(f.count.Load()); {
+		case errors.Is(err, errFilterFull):
+			x.makeFilter(2 * f.capacity())
+		case err != nil:
+			x.dropDamaged(err) // and it is tried again
+		case n*filterSlack < f.capacity() && f.capacity() > filterSlack*leastFilter:
+			x.makeFilter(2 * n) // most transactions have no id
+		default:
 			s.use(f)
 			x.show()
-		case errors.Is(err, errFilterFull):
-			x.makeFilter(filterGrowth * f.capacity())
-		default:
-			x.dropDamaged(err) // and it is tried again
 		}
 	default:
 	}
+	first, last := x.Covers()
+	transactions := int(last + 1 - first)
 	switch {
 	case s.made != nil || x.closing:
-	case s.current == nil && len(x.runs) == 0 && x.next == x.first:
+	case s.current == nil && transactions == 0:
 		s.reset()
 		x.show()
 	case s.current == nil:
-		x.makeFilter(leastFilter)
+		x.makeFilter(transactions + transactions/4)
 	case s.current.count.Load() > s.most:
-		x.makeFilter(s.current.capacity())
+		x.makeFilter(2 * min(transactions, int(s.current.count.Load())))
 	}
 }
 
@@ -154,10 +163,16 @@ func (x *Index) levelFilter() {
 // has and of what is added meanwhile.
 func (x *Index) makeFilter(capacity int) {
 	s := &x.ids
-	f, made := newFilter(capacity), make(chan error, 1)
+	f, made := newFilter(max(capacity, leastFilter)), make(chan error, 1)
 	s.growing, s.made = f, made
 	first, through := x.Covers()
-	s.making.Go(func() { made <- x.fill(f, first, through) })
+	s.making.Go(func() {
+		made <- x.fill(f, first, through)
+		select {
+		case s.ready <- struct{}{}:
+		default: // the one that was made before is not taken yet
+		}
+	})
 }
 
 // dropDamaged drops the run that an error says is damaged.
@@ -173,13 +188,13 @@ var (
 )
 
 // fill adds the message ids of transactions to a filter. The error is
-// errFilterFull once it has half as many as it is for.
+// errFilterFull once it has more than it is for.
 func (x *Index) fill(f *filter, from, to uint64) error {
 	add := func(k Key) error {
 		if !k.isMsgID() {
 			return nil
 		}
-		if f.add(k); f.count.Load() > int64(f.capacity()/2) && !f.isLargest() {
+		if f.add(k); f.count.Load() > int64(f.capacity()) && !f.isLargest() {
 			return errFilterFull
 		}
 		return nil

@@ -40,7 +40,7 @@ func TestFilter(t *testing.T) {
 
 // awaitFilter waits until the filter is made.
 func awaitFilter(x *Index) {
-	for x.levelFilter(); x.ids.made != nil; x.levelFilter() {
+	for x.LevelFilter(); x.ids.made != nil; x.LevelFilter() {
 		x.ids.making.Wait()
 	}
 }
@@ -157,7 +157,7 @@ func TestFilterOfDamagedRuns(t *testing.T) {
 	add(300)
 	x.ids.forget()
 	flipByte(t, x.runs[1].path, int64(x.runs[1].size)-3)
-	x.levelFilter()
+	x.LevelFilter()
 	awaitFilter(x)
 	if _, last := x.Covers(); last != 100 || len(x.later) != 1 {
 		t.Fatalf("after the damage was met, the index reaches to %d, and %d runs are after the gap", last, len(x.later))

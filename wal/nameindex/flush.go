@@ -29,7 +29,7 @@ func (x *Index) Publish(stamp uint64) error {
 	}
 	x.count()
 	x.show()
-	x.levelFilter()
+	x.LevelFilter()
 	switch over := x.budget.used.Load() > x.budget.limit; {
 	case x.next-x.first >= runTransactions,
 		len(x.later) > 0 && x.later[0].first == x.next,

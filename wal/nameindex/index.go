@@ -125,6 +125,7 @@ func Open(dir string, o Options) (*Index, error) {
 		return nil, err
 	}
 	x := &Index{dir: dir, label: xxh3.HashString(o.Label), budget: o.Budget, hasher: Hasher{rand.Uint64()}, first: 1, next: 1, merge: cmp.Or(o.merge, mergeCount)}
+	x.ids.ready = make(chan struct{}, 1)
 	if x.budget == nil {
 		x.budget = NewBudget(1 << 20)
 	}
@@ -141,7 +142,7 @@ func Open(dir string, o Options) (*Index, error) {
 	}
 	x.chain(found)
 	x.show()
-	x.levelFilter()
+	x.LevelFilter()
 	return x, nil
 }
 
