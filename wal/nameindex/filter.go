@@ -25,10 +25,11 @@ type filter struct {
 type filterBlock [8]atomic.Uint64
 
 const (
-	filterBits     = 24 // for a key, at the filter's capacity
-	filterHashes   = 7
+	filterBits     = 24      // for a key, at the filter's capacity
+	wordBits       = 4       // that a key sets in each of two words of its block
 	leastFilter    = 1 << 10 // keys
 	filterSlack    = 8       // one for more than 8 times as many keys is made smaller
+	filterRoom     = 1 << 24 // up to this capacity a filter is made for four times as many keys as there are
 	blockBits      = 512
 	mostFilterSize = 256 << 20
 )
@@ -56,23 +57,26 @@ func (f *filter) of(k Key) (*filterBlock, uint64) {
 
 func (f *filter) add(k Key) {
 	block, h := f.of(k)
-	for range filterHashes {
-		block[h>>61].Or(1 << (h >> 55 & 63))
-		h <<= 9
-	}
+	low, high := bitsOf(h<<4), bitsOf(h<<(4+6*wordBits))
+	block[h>>62].Or(low)
+	block[4+(h>>60&3)].Or(high)
 	f.count.Add(1)
 }
 
 // mayHave reports false if a key was not added.
 func (f *filter) mayHave(k Key) bool {
 	block, h := f.of(k)
-	for range filterHashes {
-		if block[h>>61].Load()&(1<<(h>>55&63)) == 0 {
-			return false
-		}
-		h <<= 9
+	low, high := bitsOf(h<<4), bitsOf(h<<(4+6*wordBits))
+	return block[h>>62].Load()&low == low && block[4+(h>>60&3)].Load()&high == high
+}
+
+// bitsOf returns the bits of a word that the first bits of a number say.
+func bitsOf(h uint64) (word uint64) {
+	for range wordBits {
+		word |= 1 << (h >> 58)
+		h <<= 6
 	}
-	return true
+	return word
 }
 
 // idFilter is the filter of an index's message ids. It is made from the index
@@ -155,7 +159,8 @@ func (x *Index) LevelFilter() {
 	case s.current == nil:
 		x.makeFilter(transactions + transactions/4)
 	case s.current.count.Load() > s.most:
-		x.makeFilter(2 * min(transactions, int(s.current.count.Load())))
+		n := min(transactions, int(s.current.count.Load()))
+		x.makeFilter(max(2*n, min(4*n, filterRoom)))
 	}
 }
 
