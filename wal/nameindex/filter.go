@@ -9,11 +9,11 @@ import (
 )
 
 // A filter says of most message ids that no transaction in the index has them,
-// without looking at a run. It is a Bloom filter whose bits for one key are all
-// in one block, which is a line of the processor's cache (Putze, Sanders,
-// Singler: Cache-, Hash- and Space-Efficient Bloom Filters, 2007). At its
-// capacity, one in some ten thousand keys that it does not have looks as if it
-// had it: few enough that most messages with hundreds of ids have none.
+// without looking at a run. It is a Bloom filter whose bits for one key are in
+// two words of one block, which is a line of the processor's cache (Putze,
+// Sanders, Singler: Cache-, Hash- and Space-Efficient Bloom Filters, 2007). At
+// its capacity, one in some 5,000 keys that it does not have looks as if it had
+// it: few enough that most messages with hundreds of ids have none.
 //
 // One goroutine adds keys, another one may add older ones meanwhile, and any
 // number may look for them.

@@ -1,6 +1,7 @@
 package nameindex
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -188,5 +189,28 @@ func flipByte(t *testing.T, path string, at int64) {
 	b[at] ^= 0xff
 	if err := os.WriteFile(path, b, 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// An index whose disk is full keeps what is added in memory, and does not sort
+// it each time that it tries to write it.
+func TestPublishWithoutRoom(t *testing.T) {
+	t.Parallel()
+	x, err := Open(t.TempDir(), Options{Budget: NewBudget(0), Room: func(int64) bool { return false }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.Begin(1)
+	full := 0
+	for n := uint64(1); n < freshEntries; n++ {
+		x.Add(n, n, x.Keys().MsgID(fmt.Sprint(n)))
+		if err := x.Publish(n); errors.Is(err, ErrNoRoom) {
+			full++
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(x.sorted) > 0 || full == 0 {
+		t.Errorf("%d parts are sorted, and %d times there was no room", len(x.sorted), full)
 	}
 }

@@ -52,14 +52,14 @@ func (x *Index) Flush() error {
 	if x.next == x.first {
 		return nil
 	}
-	x.sortFresh()
-	n := 0
+	n := len(x.fresh)
 	for _, r := range x.sorted {
 		n += len(r)
 	}
 	if !x.room(8*int64(n) + x.common.size()) {
-		return ErrNoRoom
+		return ErrNoRoom // nothing is sorted: every Publish tries again
 	}
+	x.sortFresh()
 	scratch := x.budget.borrow(2 * n)
 	defer x.budget.giveBack(scratch)
 	all := scratch[:0]
