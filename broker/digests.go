@@ -23,6 +23,7 @@ type digests struct {
 	// The batch of every entry after since, up to applied, is among points
 	// unless it was void.
 	since, applied uint64
+	begun          uint64 // the newest entry that the snapshot covered
 }
 
 const (
@@ -41,7 +42,15 @@ func (d *digests) begin(b wal.Base, index uint64) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.points, d.since, d.applied = []chainPoint{{Base: b}}, index, index
+	d.points, d.since, d.applied, d.begun = []chainPoint{{Base: b}}, index, index, index
+}
+
+// covered returns the newest entry that was covered by the snapshot which the
+// chain begins at.
+func (d *digests) covered() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.begun
 }
 
 // add adds the next point.

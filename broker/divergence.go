@@ -47,6 +47,13 @@ func (v *comparisons) set(name string, is comparedAt) {
 	}
 }
 
+// with returns the last result with a replica.
+func (v *comparisons) with(name string) comparison {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.by[name].comparison
+}
+
 // drop forgets the result for a replica that no longer counts.
 func (v *comparisons) drop(name string) {
 	v.mu.Lock()

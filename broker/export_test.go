@@ -190,6 +190,12 @@ func FreeSpace(o *Options, free func() int64) {
 // Full reports whether a node accepts no more transactions.
 func Full(n *Node) bool { return n.space.isFull() }
 
+// Leads reports whether a node leads a partition.
+func Leads(n *Node, partition int) bool {
+	r := n.replicas.get(partition).current()
+	return r != nil && r.report().leads()
+}
+
 // Reading returns how many reads a node serves.
 func Reading(n *Node) int { return int(n.limits.readsNow.Load()) }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 
 	"github.com/cantuslog/cantus/internal/invariant"
@@ -31,8 +32,9 @@ type fencing struct {
 
 	fenced      atomic.Pointer[string] // why the replica must not serve: its log differs from the others'
 	halted      atomic.Pointer[string] // why it is halted: its log may be the wrong one
-	reporter    atomic.Pointer[string] // the leader that says that it has lost entries
+	reporter    atomic.Pointer[string] // the leader whose reports contradict its log
 	comparisons comparisons
+	shorter     shorterLog
 }
 
 // load reads whether the replica was fenced, or was to be rebuilt, when the
@@ -129,11 +131,12 @@ func (f *fencing) barred() string {
 // compare compares the replica with another node's, and fences, halts or
 // resumes it according to the result.
 func (f *fencing) compare(name string, r groupReport) {
-	if why := r.Forgot[f.self]; why != "" && r.leads() {
-		f.reporter.Store(&name)
-		f.halt(fmt.Sprintf("its leader %s says that it has lost entries: %s", name, why))
-		return
-	} else if by := f.reporter.Load(); by != nil && *by == name {
+	if status := f.group.Status(); r.leads() && r.Term >= status.Term {
+		if why := f.contradiction(name, r); why != "" {
+			f.reporter.Store(&name)
+			f.halt(why)
+			return
+		}
 		f.reporter.Store(nil)
 	}
 	if r.Fenced != "" {
@@ -163,6 +166,48 @@ func (f *fencing) compare(name string, r groupReport) {
 	case f.reporter.Load() == nil && (c.agree >= c.majority || c.differ == 0):
 		f.resume()
 	}
+}
+
+// contradiction returns why a report of the replica's leader contradicts the
+// replica's log, "" if it does not.
+func (f *fencing) contradiction(leader string, r groupReport) string {
+	if why := r.Forgot[f.self]; why != "" {
+		return fmt.Sprintf("its leader %s says that it has lost entries: %s", leader, why)
+	}
+	if had := f.digests.covered(); f.shorter.is(leader, r, had) {
+		return fmt.Sprintf("its leader %s has committed the entries up to %d, and this replica had applied those up to %d before: "+
+			"one of the nodes runs on an older copy of its data directory", leader, r.Commit, had)
+	}
+	return ""
+}
+
+// shorterLog recognizes a leader that lacks entries which this replica had
+// applied before the leader's term, or before the replica was opened. By Raft's
+// rules a leader has every committed entry once it serves. One that lacks some
+// was elected by a node that had forgotten them, and its next entries have
+// indexes that this replica has entries at: if the terms are equal, Raft would
+// take those for the leader's and acknowledge them.
+type shorterLog struct {
+	mu     sync.Mutex
+	leader string
+	term   uint64
+	times  int // in a row
+}
+
+// is reports whether a leader lacks entries up to had. It takes two reports in
+// a row to say so: the first may be from before the replica applied them.
+func (s *shorterLog) is(leader string, r groupReport, had uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !r.Serves || r.Commit >= had {
+		s.times = 0
+		return false
+	}
+	if s.leader != leader || s.term != r.Term {
+		s.leader, s.term, s.times = leader, r.Term, 0
+	}
+	s.times++
+	return s.times > 1
 }
 
 var errHalted = errors.New("broker: replica is halted")

@@ -243,21 +243,25 @@ func (r *replica) votersCaughtUp(replicas []raftstore.Replica, lost map[string]s
 // notes how far behind it is.
 func (r *replica) follows(report groupReport) bool {
 	now := time.Now()
-	_, leader, ok := r.host.peers.leader(r.id, now)
+	name, leader, ok := r.host.peers.leader(r.id, now)
 	if !ok {
 		return false
 	}
 	r.lag.observe(report.Txid, leader.Txid, now)
 	compared, _ := r.fencing.digests.compare(leader.Digests)
+	if compared == nothing {
+		compared = r.fencing.comparisons.with(name) // both may have gone on since
+	}
 	return hasCaughtUp(report, leader, compared) && (r.caughtUp.Load() || r.group.Current())
 }
 
 // hasCaughtUp reports whether a replica is at most maxLag entries behind what
-// its leader has committed, and its log is not another one: older copies of two
-// directories can make a second leader of a term, whose entries Raft can't tell
-// from those of the first.
+// its leader has committed, and its log is the leader's: their digests are
+// equal at a transaction that both have. Terms don't show that. On an older
+// copy of its directory a node votes twice in a term, and Raft can't tell the
+// entries of that term's two leaders apart.
 func hasCaughtUp(own, leader groupReport, compared comparison) bool {
-	return own.Applied >= own.Commit && own.Commit > 0 && own.Applied+maxLag >= leader.Commit && compared != different
+	return own.Applied >= own.Commit && own.Commit > 0 && own.Applied+maxLag >= leader.Commit && (compared == equal || compared == nothing && own.Txid == 0)
 }
 
 // unserved returns why the partition is not served, or this replica follows no
