@@ -154,7 +154,10 @@ func (x *Index) startMerge() {
 	default:
 		return
 	}
-	_, temporary := x.paths(&run{first: from[0].first, last: from[len(from)-1].last})
+	// Not the path of Flush: if a run is dropped meanwhile, that may write the
+	// same transactions again.
+	path, _ := x.paths(&run{first: from[0].first, last: from[len(from)-1].last})
+	temporary := path + temporarySuffix
 	done := make(chan mergeResult, 1)
 	x.merged = done
 	go func() {

@@ -319,6 +319,40 @@ func TestIndexTwin(t *testing.T) {
 	}
 }
 
+// While runs are merged, the same transactions may be added and flushed again:
+// the two do not write to one file.
+func TestAMergeHasAFileOfItsOwn(t *testing.T) {
+	t.Parallel()
+	w := &twin{t: t, r: rand.New(rand.NewPCG(1, 2)), dir: t.TempDir(), first: 1}
+	w.open()
+	for range w.x.merge {
+		w.grow(100)
+		w.follow()
+		if err := w.x.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := <-w.x.merged
+	if r.err != nil || r.to.first != 1 || r.to.last != uint64(len(w.log)) {
+		t.Fatalf("merged %+v, %v", r.to, r.err)
+	}
+	if _, flushed := w.x.paths(r.to); r.to.path == flushed {
+		t.Errorf("both write to %s", flushed)
+	}
+	w.x.merged <- r
+	w.x.Drop(1)
+	w.follow()
+	if err := errors.Join(w.x.Flush(), w.x.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if files := w.files(); len(files) != 1 {
+		t.Errorf("the files are %q", files)
+	}
+	if err := w.x.runs[0].verify(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A damaged run gives an error, or the right answer, never a wrong one. It
 // is made again.
 func TestDamagedRuns(t *testing.T) {
