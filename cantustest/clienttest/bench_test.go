@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/client"
 )
@@ -166,6 +168,64 @@ func BenchmarkSession(b *testing.B) {
 			b.ReportMetric(0, "ns/op")
 			b.ReportMetric(turns*float64(each)/inSession.Seconds(), "session/s")
 			b.ReportMetric(turns*float64(each)/plain.Seconds(), "plain/s")
+		})
+	}
+}
+
+// servers, if not "", are measured by BenchmarkSessions instead of a node in
+// this process.
+var servers = flag.String("sessions.servers", "", "URLs of a cluster's servers, with commas, for BenchmarkSessions")
+
+// BenchmarkSessions appends from 16 writers, each with a session and one name
+// that it writes each time, and as many with locks of their own outside of
+// sessions, in turns. All are on partition 0.
+func BenchmarkSessions(b *testing.B) {
+	const writers, turns = 16, 10
+	for _, inFlight := range []int{16, 256} {
+		b.Run(fmt.Sprintf("in-flight=%d", inFlight), func(b *testing.B) {
+			url := *servers
+			if url == "" {
+				url = openNode(b, broker.Options{Partitions: 1}).ClientURL()
+			}
+			each := max(1, b.N/writers/turns)
+			var inSession, plain [writers]func(turn int) time.Duration
+			for w := range writers {
+				nc, err := nats.Connect(url)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.Cleanup(nc.Close)
+				c := newClient(b, nc, client.Options{MaxInFlight: inFlight})
+				s := c.NewSession(0)
+				hot := &client.Request{Payload: make([]byte, 256), WriteLocks: []string{fmt.Sprintf("counter.%d", w)}}
+				own := &client.Request{Payload: make([]byte, 256), WriteLocks: []string{""}}
+				inSession[w] = func(int) time.Duration {
+					return timeAppends(b, each, func(int) (*client.Future, error) { return s.Append(b.Context(), hot) })
+				}
+				plain[w] = func(turn int) time.Duration {
+					return timeAppends(b, each, func(i int) (*client.Future, error) {
+						own.WriteLocks[0] = fmt.Sprintf("account.%d.%d", w, turn*each+i)
+						return c.AppendAsync(b.Context(), own)
+					})
+				}
+			}
+			all := func(turn int, one [writers]func(int) time.Duration) time.Duration {
+				begun := time.Now()
+				var wg sync.WaitGroup
+				for w := range writers {
+					wg.Go(func() { one[w](turn) })
+				}
+				wg.Wait()
+				return time.Since(begun)
+			}
+			var sessions, others time.Duration
+			for turn := range turns {
+				sessions += all(turn, inSession)
+				others += all(turn, plain)
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(float64(turns*writers*each)/sessions.Seconds(), "sessions/s")
+			b.ReportMetric(float64(turns*writers*each)/others.Seconds(), "plain/s")
 		})
 	}
 }

@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"encoding/binary"
+	"fmt"
 	"testing"
 	"time"
 
@@ -15,8 +16,8 @@ import (
 // a file stream with one replica and the server's default of syncing every two
 // minutes, within the process as well.
 
-// newStream returns a new stream.
-func newStream(b *testing.B) jetstream.JetStream {
+// newStream returns a new stream, and its client.
+func newStream(b *testing.B, inFlight int) jetstream.JetStream {
 	s, err := server.NewServer(&server.Options{DontListen: true, JetStream: true, StoreDir: b.TempDir(), NoSigs: true})
 	if err != nil {
 		b.Fatal(err)
@@ -34,7 +35,7 @@ func newStream(b *testing.B) jetstream.JetStream {
 		b.Fatal(err)
 	}
 	b.Cleanup(nc.Close)
-	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(8192))
+	js, err := jetstream.New(nc, jetstream.WithPublishAsyncMaxPending(inFlight))
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -50,8 +51,40 @@ func publish(b *testing.B, js jetstream.JetStream, payload []byte) {
 	}
 }
 
+// BenchmarkJetStreamSession does what BenchmarkSession does, as far as it can
+// be done: each publish expects the sequence number of the one before it, and
+// does not wait for its answer.
+func BenchmarkJetStreamSession(b *testing.B) {
+	for _, inFlight := range []int{1, 16, 256, 4096} {
+		b.Run(fmt.Sprintf("in-flight=%d", inFlight), func(b *testing.B) {
+			js := newStream(b, inFlight)
+			b.ResetTimer()
+			payload := make([]byte, 256)
+			var last jetstream.PubAckFuture
+			for i := range b.N {
+				f, err := js.PublishAsync("log", payload, jetstream.WithStallWait(time.Minute), jetstream.WithExpectLastSequence(uint64(i)))
+				if err != nil {
+					b.Fatal(err)
+				}
+				last = f
+			}
+			<-js.PublishAsyncComplete()
+			select {
+			case err := <-last.Err():
+				b.Error(err)
+			case a := <-last.Ok():
+				if a.Sequence != uint64(b.N) {
+					b.Errorf("the last of %d has the number %d", b.N, a.Sequence)
+				}
+			}
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "session/s")
+		})
+	}
+}
+
 func BenchmarkJetStreamAppendAsync(b *testing.B) {
-	js := newStream(b)
+	js := newStream(b, 8192)
 	b.ReportAllocs()
 	b.ResetTimer()
 	for range b.N {
@@ -62,7 +95,7 @@ func BenchmarkJetStreamAppendAsync(b *testing.B) {
 }
 
 func BenchmarkJetStreamFollow(b *testing.B) {
-	js := newStream(b)
+	js := newStream(b, 8192)
 	const count = 100_000
 	for range count {
 		publish(b, js, make([]byte, 256))
@@ -93,7 +126,7 @@ func BenchmarkJetStreamFollow(b *testing.B) {
 }
 
 func BenchmarkJetStreamLatency(b *testing.B) {
-	js := newStream(b)
+	js := newStream(b, 8192)
 	consumer, err := js.OrderedConsumer(soon(b), "log", jetstream.OrderedConsumerConfig{})
 	if err != nil {
 		b.Fatal(err)
