@@ -64,7 +64,7 @@ func (h *batchHeader) field(key, value []byte) error {
 func isWhole(key string) bool {
 	switch key {
 	case subjects.HeaderHighWaterMark, subjects.HeaderUnless, subjects.HeaderMsgID, subjects.HeaderSession, subjects.HeaderSessionSeq,
-		subjects.HeaderExpectedLast, subjects.HeaderNotAfter:
+		subjects.HeaderCursor, subjects.HeaderExpectedLast, subjects.HeaderNotAfter:
 		return true
 	}
 	return false
@@ -103,6 +103,7 @@ func (r *request) decodeAtomic(items batchItems, limit int, add func() *request)
 		first.tx.MsgID, first.cert.ID, first.cert.Fingerprint = id, r.cert.ID, r.cert.Fingerprint
 		first.tx.Atomic.Fingerprint = r.cert.Fingerprint
 	}
+	r.items[0].tx.Cursor, r.items[0].tx.CursorTxid = r.tx.Cursor, r.tx.CursorTxid
 	for _, t := range r.items {
 		t.tx.Session, t.tx.SessionSeq = r.tx.Session, r.tx.SessionSeq
 		t.cert.Session, t.cert.SessionSeq = r.cert.Session, r.cert.SessionSeq

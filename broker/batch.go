@@ -34,6 +34,8 @@ type batch struct {
 
 	sessionsChecked bool
 	noSessions      *subjects.Error // why it takes no transactions of sessions, nil if it does
+	moves           bool            // any of the requests moves a cursor
+	noMoves         *subjects.Error // why it takes none of these, nil if it does
 
 	users atomic.Int32 // of requests: the responder and the publisher
 

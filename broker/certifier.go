@@ -56,6 +56,7 @@ type certifier struct {
 type certifiedBatch struct {
 	data  []byte
 	count int
+	moves []cursorMove
 }
 
 // certification is the outcome of certifying a number of requests.
@@ -64,6 +65,7 @@ type certification struct {
 	first     uint64     // txid of the first request that passed
 	time      int64      // of the first; each one after it has the next nanosecond
 	passed    []*request // in the batch's order
+	moved     []cursorMove
 	notPassed []judged
 	parked    []*natslink.Message // whose transactions the log has to be searched for first
 }
@@ -73,6 +75,7 @@ type judged struct {
 	r       *request
 	verdict lockmgr.Verdict
 	matched *subjects.MatchedCondition // for a conflict, nil if locks are violated
+	stays   *subjects.Error            // why its cursor may not move, nil unless it is refused for that
 	last    uint64                     // the last txid given before the verdict
 }
 
@@ -109,7 +112,7 @@ func (c *certifier) certify(term uint64, rs []*request) (out certification) {
 	c.given = out.time + int64(n)
 	if n > 0 {
 		out.data = c.writer.Finish()
-		c.inFlight = append(c.inFlight, certifiedBatch{out.data, n})
+		c.inFlight = append(c.inFlight, certifiedBatch{out.data, n, out.moved})
 		c.recent.add(recentBatch{first: out.first, count: n, data: out.data}, c.table.Committed())
 	}
 	return out
@@ -120,6 +123,7 @@ func (c *certifier) enter(r *request, at int64, out *certification) {
 	c.table.Enter(&r.cert, at)
 	c.writer.Add(&r.tx)
 	out.passed = append(out.passed, r)
+	out.moved = addMove(out.moved, &r.tx, at)
 }
 
 // judge decides on a request, which follows those that have passed.
@@ -127,6 +131,9 @@ func (c *certifier) judge(r *request, at int64, passed []*request) judged {
 	j := judged{r: r, verdict: c.table.Check(&r.cert, at), last: c.table.Last()}
 	if r.yields(j.verdict) {
 		j.verdict = lockmgr.Verdict{}
+	}
+	if j.verdict.Outcome == lockmgr.Pass && r.stays != nil {
+		return c.stays(j)
 	}
 	if j.verdict.Outcome != lockmgr.Pass || len(r.unless) == 0 {
 		return j
@@ -387,27 +394,30 @@ func (c *certifier) repeats(rs []*request) []judged {
 	return out
 }
 
-// record applies a committed batch, and returns the last txid committed then.
-// If it is the oldest batch in flight, its transactions are in the table
-// already. Any other means that nothing in flight commits as it was certified.
-func (c *certifier) record(data []byte, b wal.Batch) (committed uint64, err error) {
+// record applies a committed batch, and returns the last txid committed then
+// and the cursors that move with the batch. If it is the oldest batch in
+// flight, its transactions are in the table already. Any other means that
+// nothing in flight commits as it was certified.
+func (c *certifier) record(data []byte, b wal.Batch) (committed uint64, moves []cursorMove, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.inFlight) > 0 && bytes.Equal(c.inFlight[0].data, data) {
 		for range c.inFlight[0].count {
 			c.table.Commit()
 		}
+		moves = c.inFlight[0].moves
 		c.inFlight = slices.Delete(c.inFlight, 0, 1)
-		return c.table.Committed(), nil
+		return c.table.Committed(), moves, nil
 	}
 	c.revert()
 	records := b.Read()
 	for records.Next(&c.tx) {
 		lockTransaction(&c.tx, &c.cert)
 		c.table.Record(c.tx.Txid, c.tx.Time, &c.cert)
+		moves = addMove(moves, &c.tx, c.tx.Time)
 	}
 	c.recent.reset(c.table.Committed())
-	return c.table.Committed(), records.Err()
+	return c.table.Committed(), moves, records.Err()
 }
 
 // rollback removes every transaction in flight from the table. A batch that

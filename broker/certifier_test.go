@@ -276,7 +276,7 @@ func (h *certifierHistory) apply(data []byte) (count int) {
 	for t := (wal.Transaction{}); records.Next(&t); t = (wal.Transaction{}) {
 		h.log = append(h.log, t)
 	}
-	if committed, err := h.c.record(data, b); err != nil || committed != uint64(len(h.log)) {
+	if committed, _, err := h.c.record(data, b); err != nil || committed != uint64(len(h.log)) {
 		h.fatalf("%d are committed, want %d: %v", committed, len(h.log), err)
 	}
 	return b.Count

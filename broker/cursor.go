@@ -27,6 +27,10 @@ type cursorWriter struct {
 	metrics   *partitionMetrics
 	requests  *requestServer
 	refusals  *refusals
+	order     *cursorOrder
+	// refusesRecords returns why no records of a version can be stored now, nil
+	// if they can.
+	refusesRecords func(version int) *subjects.Error
 }
 
 // onRequest queues cursor requests; like onAppend it must not block.
@@ -75,14 +79,17 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 		return c, subjects.Errorf(subjects.BadRequest, `body: txid is missing: give the position to set, such as {"txid":812,"expected":800}`)
 	}
 	c.Cursor = wal.Cursor{Name: []byte(c.name), Txid: *body.Txid}
-	if body.Owner != nil {
-		if subjects.CheckCursor(*body.Owner) != nil {
+	if o := body.Owner; o != nil {
+		if subjects.CheckOwner(*o) != nil {
 			return c, subjects.Errorf(subjects.BadRequest, "body: owner is not a name: 1 to %d bytes, as a cursor's", subjects.MaxToken)
 		}
-		c.Owner = []byte(*body.Owner)
+		c.Owner = []byte(*o)
+		if refused := w.refusesRecords(moveRecords); subjects.IsSessionOwner(*o) && refused != nil {
+			return c, refused
+		}
 	}
 	if o := body.ExpectedOwner; o != nil {
-		if *o != "" && subjects.CheckCursor(*o) != nil {
+		if *o != "" && subjects.CheckOwner(*o) != nil {
 			return c, subjects.Errorf(subjects.BadRequest, `body: expected_owner is not a name: "" for no owner, or 1 to %d bytes, as a cursor's`, subjects.MaxToken)
 		}
 		c.ExpectedOwner, c.HasExpectedOwner = []byte(*o), true
@@ -101,7 +108,7 @@ func (s *partitionState) checkCursor(c cursorCall) error {
 	if mark := s.mark.Load(); c.Txid > mark {
 		return aheadError("position", c.Txid, c.partition, mark)
 	}
-	if _, known := s.cursors[c.name]; !known && c.Txid > 0 && len(s.cursors) >= subjects.MaxCursors {
+	if _, known := s.cursors[c.name]; !known && keepsCursor(c.Cursor) && len(s.cursors) >= subjects.MaxCursors {
 		return subjects.Errorf(subjects.TooLarge, "the partition has %d cursors already: set unused ones to 0, which removes them", subjects.MaxCursors)
 	}
 	return nil
@@ -170,10 +177,12 @@ func (c *cursorCall) notDone(at cursor) *subjects.Error {
 // commit commits the writes among calls and returns their results.
 func (w *cursorWriter) commit(calls []cursorCall) ([]cursorResult, error) {
 	var b wal.BatchWriter
+	var names []string
 	b.Begin(wal.CursorWrites, w.state.position().mark, w.now().UnixNano(), 0)
 	for _, c := range calls {
 		if c.write {
 			b.AddCursor(c.Cursor)
+			names = append(names, c.name)
 		}
 	}
 	if b.Count() == 0 {
@@ -182,7 +191,7 @@ func (w *cursorWriter) commit(calls []cursorCall) ([]cursorResult, error) {
 	if err := w.gate.fullError(); err != nil {
 		return nil, err
 	}
-	a, err := w.gate.outcome(w.group.Propose(b.Finish()))
+	a, err := w.gate.outcome(w.order.write(b.Finish(), names, func(data []byte) proposal { return w.group.Propose(data) }))
 	if err != nil {
 		return nil, err
 	}

@@ -145,7 +145,7 @@ func (g *diskGate) awaitProposed(ctx context.Context) error {
 // outcome waits for the outcome of a proposal. It returns an error if the
 // proposal waits longer than roomPatience for room on disks, or longer than
 // outcomeTime for anything.
-func (g *diskGate) outcome(of raftstore.Proposal) (applied, error) {
+func (g *diskGate) outcome(of proposal) (applied, error) {
 	type outcome struct {
 		result any
 		err    error

@@ -285,6 +285,10 @@ func appendSent(h []byte, t *wal.Transaction) []byte {
 		h = append(h, subjects.HeaderSessionSeq+": "...)
 		h = append(strconv.AppendUint(h, t.SessionSeq, 10), "\r\n"...)
 	}
+	if len(t.Cursor) > 0 {
+		h = append(append(append(h, subjects.HeaderCursor+": "...), t.Cursor...), '=')
+		h = append(strconv.AppendUint(h, t.CursorTxid, 10), "\r\n"...)
+	}
 	if t.Atomic.Size > 0 {
 		h = append(h, subjects.HeaderAtomic+": "...)
 		h = append(strconv.AppendUint(h, t.First(), 10), '-')

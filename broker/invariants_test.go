@@ -46,7 +46,7 @@ func TestInvariantsOfAPartition(t *testing.T) {
 		{invariant.TxidsDense, func(t *testing.T) {
 			r := newTestReplica()
 			first, second := certifyAppend(t, r, "a"), certifyAppend(t, r, "b")
-			r.certifier.inFlight = []certifiedBatch{{first, 2}, {second, 0}} // the second is counted with the first
+			r.certifier.inFlight = []certifiedBatch{{data: first, count: 2}, {data: second}} // the second is counted with the first
 			recordBatch(t, r, first)
 		}},
 		{invariant.TimesRise, func(*testing.T) {
@@ -61,6 +61,7 @@ func TestInvariantsOfAPartition(t *testing.T) {
 		{invariant.AcknowledgedApplied, func(*testing.T) {
 			p.checkAnswers(&batch{certification: certification{first: 6, passed: []*request{nil}}}, nil, 5)
 		}},
+		{invariant.CursorMoves, func(*testing.T) { newTestReplica().moveCursor(cursorMove{name: "c", owner: "session:s", txid: 1}) }},
 		{invariant.DependencyCommitted, func(*testing.T) {
 			p.checkAnswers(decidedBy(outcome{err: subjects.Errorf(subjects.WrongLast, "x")}, 6), nil, 5)
 		}},

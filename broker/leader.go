@@ -197,6 +197,7 @@ func (r *replica) beginTerm(ctx context.Context) (term uint64, err error) {
 	}
 	r.readTerm.Store(term)
 	r.state.certifier.rollback()
+	r.cursors.order.begin()
 	return term, nil
 }
 
@@ -247,7 +248,7 @@ func (r *replica) tenureConfig(term uint64, end func(error)) tenureConfig {
 	h, f := &r.host, &r.face
 	return tenureConfig{
 		id: r.id, partition: f.number, partitions: f.partitions, names: f.names, term: term, log: r.log, metrics: &r.metrics, stages: h.metrics.stages, tracer: h.tracer,
-		queue: r.queue, certifier: r.state.certifier, inflight: h.inflight,
+		queue: r.queue, certifier: r.state.certifier, cursors: r.cursors.order, inflight: h.inflight,
 		propose:  func(data []byte) proposal { return r.group.Propose(data) },
 		checkLog: func(m *natslink.Message) { r.logChecker.queue.putOrReject(m, &r.refusals) }, rejected: r.rejected, refusesRecords: recordsGate{h.facts, h.peers}.refusal, countRefused: r.limiter.count,
 		mark: func() uint64 { return r.state.position().mark }, promotedAfter: r.state.promotedAfter, confirmLeader: func() bool { return r.requests.confirmLeader(term) }, end: end, setLate: r.queue.setLate,

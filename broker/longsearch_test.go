@@ -41,7 +41,7 @@ func certifierWith(t *testing.T, n int, headers func(i int) string) *certifier {
 	if err != nil || len(out.passed) != n {
 		t.Fatalf("%d of %d pass: %v", len(out.passed), n, err)
 	}
-	if _, err := c.record(out.data, b); err != nil {
+	if _, _, err := c.record(out.data, b); err != nil {
 		t.Fatal(err)
 	}
 	return c

@@ -119,7 +119,7 @@ func recordCertified(t *testing.T, c *certifier, data []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.record(data, b); err != nil {
+	if _, _, err := c.record(data, b); err != nil {
 		t.Fatal(err)
 	}
 }

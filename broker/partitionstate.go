@@ -62,7 +62,8 @@ type partitionState struct {
 	trimIndex  uint64          // index through which the log is to be trimmed
 	restoring  *restoring      // nil unless the log is being restored
 	history    []wal.PastCluster
-	mirrored   bool // the log is a mirror, or was one
+	mirrored   bool          // the log is a mirror, or was one
+	writing    []cursorEntry // entries of cursor writes that have no outcome yet, oldest first
 
 	trimmed chan struct{} // capacity 1: trimIndex has moved
 	chain   *digests      // the digest after each batch
@@ -219,11 +220,14 @@ func (s *partitionState) inTime(b wal.Batch) bool {
 
 // record records a batch's transactions in the lock table. mu is held.
 func (s *partitionState) record(data []byte, b wal.Batch) error {
-	committed, err := s.certifier.record(data, b)
+	committed, moves, err := s.certifier.record(data, b)
 	s.mark.Store(committed)
 	invariant.TxidsDense.Check(committed == b.Last() || err != nil, committed, b.Last())
 	if b.Count > 0 {
 		s.lastTime = b.Time + int64(b.Count) - 1
+	}
+	for _, m := range moves {
+		s.moveCursor(m)
 	}
 	return err
 }
@@ -231,6 +235,7 @@ func (s *partitionState) record(data []byte, b wal.Batch) error {
 func (s *partitionState) applyCursors(e raftstore.Committed, b wal.Batch) (applied, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.endWrite(e.Data)
 	if s.isRestoring() {
 		s.countOther(e)
 		return applied{void: true}, nil
@@ -243,7 +248,7 @@ func (s *partitionState) applyCursors(e raftstore.Committed, b wal.Batch) (appli
 		now := s.cursors[name]
 		done := now.allows(c)
 		if done {
-			if now = (cursor{c.Txid, max(b.Time+n, now.Time+1), string(c.Owner)}); c.Txid > 0 {
+			if now = (cursor{c.Txid, max(b.Time+n, now.Time+1), string(c.Owner)}); keepsCursor(c) {
 				s.cursors[name] = now
 			} else { // the cursor is removed
 				now = cursor{}

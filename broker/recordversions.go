@@ -7,11 +7,13 @@ import (
 )
 
 // The versions of the records in batches: the first that has atomic batches,
-// the first that has sessions, and the newest that this node reads.
+// the first that has sessions, the first in which transactions move cursors,
+// and the newest that this node reads.
 const (
 	atomicRecords  = 1
 	sessionRecords = 2
-	recordsVersion = sessionRecords
+	moveRecords    = 3
+	recordsVersion = moveRecords
 )
 
 // recordsGate decides whether a log can take records of a version.
@@ -21,7 +23,7 @@ type recordsGate struct {
 }
 
 // newRecords is what each version of records has that those before have not.
-var newRecords = [...]string{atomicRecords: "atomic batches", sessionRecords: "sessions"}
+var newRecords = [...]string{atomicRecords: "atomic batches", sessionRecords: "sessions", moveRecords: "cursors that move with transactions"}
 
 // refusal returns an error if a log can take no records of a version, because a
 // node of the cluster would not understand them.
@@ -44,10 +46,12 @@ func recordsOf(batches [][]byte) (version int) {
 		}
 		for records := b.Read(); records.Next(&t); {
 			switch {
+			case len(t.Cursor) > 0:
+				return recordsVersion
 			case t.SessionSeq > 0:
-				return sessionRecords
+				version = sessionRecords
 			case t.Atomic.Size > 0:
-				version = atomicRecords
+				version = max(version, atomicRecords)
 			}
 		}
 	}

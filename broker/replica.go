@@ -136,7 +136,7 @@ func (r *replica) wire() {
 	r.gate.queues = []*queue{r.queue, r.logChecker.queue, cursors}
 	r.cursors = cursorWriter{
 		partition: r.id, face: &r.face, queue: cursors, state: r.state, gate: &r.gate, limiter: &r.limiter, now: h.now,
-		metrics: &r.metrics, requests: &r.requests, refusals: &r.refusals,
+		metrics: &r.metrics, requests: &r.requests, refusals: &r.refusals, order: &cursorOrder{state: r.state}, refusesRecords: recordsGate{h.facts, h.peers}.refusal,
 	}
 	r.trimmer = trimmer{
 		partition: r.id, log: r.log, store: r.store, state: r.state, gate: &r.gate, requests: &r.requests,

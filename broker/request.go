@@ -25,6 +25,7 @@ type request struct {
 	message *natslink.Message // that it was received in, nil in tests
 	finding *logFinding       // what was found in the log for it, nil if that was not searched
 	early   earlyMatch
+	stays   *subjects.Error // why its cursor may not move, nil if it may or there is none
 
 	tx     wal.Transaction     // what is stored
 	cert   lockmgr.Transaction // what is certified
@@ -89,6 +90,7 @@ const (
 	seenNotAfter
 	seenSession
 	seenSessionSeq
+	seenCursor
 )
 
 // decode reads the header block and the payload of an append into r. The error
@@ -159,6 +161,8 @@ func (r *request) checkSession() *subjects.Error {
 		return subjects.Errorf(subjects.BadRequest, format, args...)
 	}
 	switch hasName, hasSeq := r.seen&seenSession != 0, r.seen&seenSessionSeq != 0; {
+	case !hasName && !hasSeq && len(r.tx.Cursor) > 0:
+		return bad("%s is missing: %s moves a cursor of the transaction's session", subjects.HeaderSession, subjects.HeaderCursor)
 	case !hasName && !hasSeq:
 		return nil
 	case !hasSeq:
@@ -185,6 +189,16 @@ func (r *request) session(value []byte) error {
 	}
 	r.tx.Session = value
 	return subjects.CheckSession(text(value))
+}
+
+// cursor reads the cursor that moves with the transaction.
+func (r *request) cursor(value []byte) error {
+	if err := r.once(seenCursor, subjects.HeaderCursor); err != nil {
+		return err
+	}
+	m, err := subjects.ParseMove(text(value))
+	r.tx.Cursor, r.tx.CursorTxid = value[:len(m.Cursor)], m.Txid
+	return err
 }
 
 // field reads one header.
@@ -217,6 +231,8 @@ func (r *request) field(key, value []byte) error {
 		n, err := r.number(seenSessionSeq, subjects.HeaderSessionSeq, value)
 		r.tx.SessionSeq = n
 		return err
+	case subjects.HeaderCursor:
+		return r.cursor(value)
 	case subjects.HeaderExpectedLast:
 		n, err := r.number(seenExpected, subjects.HeaderExpectedLast, value)
 		r.cert.ExpectedLast, r.cert.HasExpectedLast = n, true

@@ -323,6 +323,14 @@ func checkStored(t *wal.Transaction) error {
 			return fmt.Errorf("message id %q beside session %q", clip(t.MsgID), t.Session)
 		}
 	}
+	if len(t.Cursor) > 0 {
+		if err := subjects.CheckCursor(text(t.Cursor)); err != nil {
+			return err
+		}
+		if t.Atomic.Index > 0 {
+			return fmt.Errorf("cursor %q is not on the first transaction of its atomic batch", t.Cursor)
+		}
+	}
 	if t.Atomic.Size > 0 {
 		if err := subjects.CheckAtomic(t.First(), t.Last(), t.Txid); err != nil {
 			return err

@@ -33,6 +33,7 @@ type sequencer struct {
 
 	queue          *queue
 	certifier      *certifier
+	cursors        *cursorOrder
 	inflight       *inflightLimit // of the node's batches in flight
 	propose        func(data []byte) proposal
 	rejected       func() error // why nothing is stored now, nil if it is
@@ -139,6 +140,12 @@ func (s *sequencer) sequence(ms []*natslink.Message) *batch {
 	for _, m := range ms {
 		rs = s.decode(b, rs, m)
 	}
+	if b.moves {
+		// From here until it is proposed no cursor write is.
+		s.cursors.proposing.Lock()
+		defer s.cursors.proposing.Unlock()
+		s.cursors.check(rs, s.partition)
+	}
 	b.certification = s.certifier.certify(s.term, rs)
 	for _, f := range b.notPassed {
 		b.decide(f.r, s.outcome(f), f.verdict.DependsOn)
@@ -220,8 +227,8 @@ func (s *sequencer) decode(b *batch, rs []*request, m *natslink.Message) []*requ
 		if err == nil {
 			err = r.decode(m.Header, m.Payload, limit)
 		}
-		if err == nil && r.tx.SessionSeq > 0 {
-			err = s.refusesSessions(b)
+		if err == nil {
+			err = s.refusesNew(b, r)
 		}
 		s.trace(b, r, m.Received)
 		if err != nil {
@@ -248,8 +255,8 @@ func (s *sequencer) decodeBatch(b *batch, rs []*request, m *natslink.Message, li
 		for _, r := range head.items {
 			s.trace(b, r, m.Received)
 		}
-		if err == nil && head.tx.SessionSeq > 0 {
-			err = s.refusesSessions(b)
+		if err == nil {
+			err = s.refusesNew(b, head)
 		}
 	}
 	switch {
@@ -268,8 +275,8 @@ func (s *sequencer) decodeBatch(b *batch, rs []*request, m *natslink.Message, li
 		header, payload := items.next()
 		err := r.decode(header, payload, limit)
 		s.trace(b, r, m.Received)
-		if err == nil && r.tx.SessionSeq > 0 {
-			err = s.refusesSessions(b)
+		if err == nil {
+			err = s.refusesNew(b, r)
 		}
 		if err != nil {
 			b.decide(r, outcome{err: err}, 0)
@@ -280,13 +287,22 @@ func (s *sequencer) decodeBatch(b *batch, rs []*request, m *natslink.Message, li
 	return rs
 }
 
-// refusesSessions returns why no transaction of a session is stored now, nil if
-// one is. It is the same for a whole batch.
-func (s *sequencer) refusesSessions(b *batch) *subjects.Error {
+// refusesNew returns why a transaction can't be stored now because of a session
+// or the cursor that it moves, nil if it can. It is the same for a whole batch.
+func (s *sequencer) refusesNew(b *batch, r *request) *subjects.Error {
+	if r.tx.SessionSeq == 0 {
+		return nil
+	}
 	if !b.sessionsChecked {
 		b.sessionsChecked, b.noSessions = true, s.refusesRecords(sessionRecords)
 	}
-	return b.noSessions
+	if len(r.tx.Cursor) == 0 || b.noSessions != nil {
+		return b.noSessions
+	}
+	if !b.moves {
+		b.moves, b.noMoves = true, s.refusesRecords(moveRecords)
+	}
+	return b.noMoves
 }
 
 // trace notes what a request that is traced says of itself.
@@ -320,6 +336,9 @@ func (s *sequencer) checkKey(m *natslink.Message) *subjects.Error {
 // outcome returns a refusal, or the duplicate, as the client sees it.
 func (s *sequencer) outcome(f judged) outcome {
 	r, v := f.r, f.verdict
+	if f.stays != nil {
+		return outcome{err: f.stays}
+	}
 	switch v.Outcome {
 	case lockmgr.Duplicate:
 		return outcome{txid: v.Txid, time: v.Time, duplicate: true}

@@ -74,6 +74,7 @@ type tenureConfig struct {
 	tracer    *traces.Tracer // nil for none
 	queue     *queue
 	certifier *certifier
+	cursors   *cursorOrder
 	inflight  *inflightLimit
 	propose   func(data []byte) proposal
 	// checkLog has the log searched for a message.
@@ -115,7 +116,7 @@ func newTenure(c tenureConfig) *tenure {
 		sequencer: sequencer{
 			id: c.id, partition: c.partition, partitions: c.partitions, names: c.names, term: c.term,
 			direct: c.names.Append(c.partition), batchSubject: c.names.Batch(c.partition),
-			queue: c.queue, certifier: c.certifier, inflight: c.inflight, propose: c.propose, checkLog: c.checkLog, rejected: c.rejected, refusesRecords: c.refusesRecords, countRefused: c.countRefused,
+			queue: c.queue, certifier: c.certifier, cursors: c.cursors, inflight: c.inflight, propose: c.propose, checkLog: c.checkLog, rejected: c.rejected, refusesRecords: c.refusesRecords, countRefused: c.countRefused,
 			limits: c.nats, certified: certified, slots: make(chan struct{}, maxInflight), tracer: c.tracer,
 		},
 		publisher: publisher{

@@ -36,6 +36,9 @@ const (
 	HeaderSession = "Cantus-Session"
 	// HeaderSessionSeq is a transaction's number in its session, from 1 on.
 	HeaderSessionSeq = "Cantus-Session-Seq"
+	// HeaderCursor, in a session, names a cursor of the session and the txid to
+	// which it moves if the transaction commits; see [ParseMove] for its form.
+	HeaderCursor = "Cantus-Cursor"
 	// HeaderNotAfter is the last time with which a transaction may commit; see
 	// [ParseTime] for its form.
 	HeaderNotAfter = "Cantus-Not-After"
@@ -152,7 +155,7 @@ const (
 var requestHeaders = []string{
 	HeaderHighWaterMark, HeaderWriteLock, HeaderReadLock, HeaderAppendLock,
 	HeaderUnless, HeaderKind, HeaderMsgID, HeaderSession, HeaderSessionSeq,
-	HeaderExpectedLast, HeaderNotAfter,
+	HeaderCursor, HeaderExpectedLast, HeaderNotAfter,
 }
 
 // IsRequestHeader reports whether key is one of the headers with a meaning that

@@ -105,7 +105,8 @@ type QueryItem struct {
 // CursorRequest is the body of a cursor write. A request with an empty body
 // reads the cursor.
 type CursorRequest struct {
-	// Txid is the position to set: the last transaction that was applied.
+	// Txid is the position to set: the last transaction that was applied. 0
+	// removes the cursor, unless Owner is a session's: see [SessionOwner].
 	Txid *uint64 `json:"txid"`
 	// Expected is the position that the cursor must have now, 0 for one that
 	// was never set. Without it the cursor is set whatever its position is.

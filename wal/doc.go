@@ -72,10 +72,19 @@
 //
 //	transaction record
 //	    uv  length of what follows
-//	     1  flags: 1 has a high-water mark, 2 has a message id
+//	     1  flags: 1 has a high-water mark, 2 has a message id, 4 is in an
+//	        atomic batch, 8 is in a session, 16 moves a cursor
 //	    uv  high-water mark                 (if flagged)
 //	    uv  length, kind
 //	    uv  length, message id              (if flagged)
+//	    uv  length, session's name          (if flagged)
+//	    uv  number in the session           (if flagged)
+//	    uv  length, cursor's name           (if flagged)
+//	    uv  txid that the cursor moves to   (if flagged)
+//	    uv  index in the atomic batch       (if flagged)
+//	    uv  size of the atomic batch        (if flagged)
+//	     8  fingerprint of its payloads     (if it is the first of one that has
+//	        a message id or a session)
 //	    uv  count of locks, then each:
 //	           1  mode: 0 read, 1 write, 2 append
 //	          uv  length, name

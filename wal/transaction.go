@@ -42,6 +42,11 @@ type Transaction struct {
 	// and 0 for none.
 	Session    []byte
 	SessionSeq uint64
+	// Cursor is the cursor that moves to CursorTxid with the transaction, if it
+	// is its session's; nil for none. That of an atomic batch is in its first
+	// transaction.
+	Cursor     []byte
+	CursorTxid uint64
 	Atomic     Atomic
 	Locks      []Lock
 	// Header is the application's own header lines, each with its CR LF.
@@ -88,6 +93,7 @@ const (
 	flagMsgID   = 2
 	flagAtomic  = 4
 	flagSession = 8
+	flagCursor  = 16 // in a session
 )
 
 // isFingerprinted reports whether t's record has a fingerprint.
@@ -107,6 +113,9 @@ func (t *Transaction) recordSize() int {
 	}
 	if len(t.Session) > 0 {
 		n += uvLen(uint64(len(t.Session))) + len(t.Session) + uvLen(t.SessionSeq)
+	}
+	if len(t.Cursor) > 0 {
+		n += uvLen(uint64(len(t.Cursor))) + len(t.Cursor) + uvLen(t.CursorTxid)
 	}
 	if t.Atomic.Size > 0 {
 		n += uvLen(uint64(t.Atomic.Index)) + uvLen(uint64(t.Atomic.Size))
@@ -136,6 +145,9 @@ func (t *Transaction) appendRecord(dst []byte) []byte {
 	if len(t.Session) > 0 {
 		flags |= flagSession
 	}
+	if len(t.Cursor) > 0 {
+		flags |= flagCursor
+	}
 	dst = append(dst, flags)
 	if t.HasHighWaterMark {
 		dst = binary.AppendUvarint(dst, t.HighWaterMark)
@@ -146,6 +158,9 @@ func (t *Transaction) appendRecord(dst []byte) []byte {
 	}
 	if len(t.Session) > 0 {
 		dst = binary.AppendUvarint(appendBytes(dst, t.Session), t.SessionSeq)
+	}
+	if len(t.Cursor) > 0 {
+		dst = binary.AppendUvarint(appendBytes(dst, t.Cursor), t.CursorTxid)
 	}
 	if t.Atomic.Size > 0 {
 		dst = binary.AppendUvarint(dst, uint64(t.Atomic.Index))
@@ -167,7 +182,7 @@ func (t *Transaction) appendRecord(dst []byte) []byte {
 func (t *Transaction) decode(record []byte) error {
 	r := reader{b: record}
 	flags := r.byte()
-	if flags&^(flagMark|flagMsgID|flagAtomic|flagSession) != 0 {
+	if flags&^(flagMark|flagMsgID|flagAtomic|flagSession|flagCursor) != 0 {
 		return fmt.Errorf("%w: record has unknown flags %#x", ErrBatch, flags)
 	}
 	t.HasHighWaterMark, t.HighWaterMark, t.MsgID = flags&flagMark != 0, 0, nil
@@ -178,12 +193,10 @@ func (t *Transaction) decode(record []byte) error {
 	if flags&flagMsgID != 0 {
 		t.MsgID = r.bytes()
 	}
-	t.Session, t.SessionSeq, t.Atomic = nil, 0, Atomic{}
-	if flags&flagSession != 0 {
-		if t.Session, t.SessionSeq = r.bytes(), r.uvarint(); len(t.Session) == 0 || t.SessionSeq == 0 {
-			return fmt.Errorf("%w: record has number %d of session %q", ErrBatch, t.SessionSeq, t.Session)
-		}
+	if err := t.decodeSession(&r, flags); err != nil {
+		return err
 	}
+	t.Atomic = Atomic{}
 	if flags&flagAtomic != 0 {
 		if err := t.decodeAtomic(&r); err != nil {
 			return err
@@ -208,6 +221,21 @@ func (t *Transaction) decode(record []byte) error {
 	t.Payload = r.b
 	if r.short {
 		return fmt.Errorf("%w: record ends early", ErrBatch)
+	}
+	return nil
+}
+
+func (t *Transaction) decodeSession(r *reader, flags byte) error {
+	t.Session, t.SessionSeq, t.Cursor, t.CursorTxid = nil, 0, nil, 0
+	if flags&flagSession != 0 {
+		if t.Session, t.SessionSeq = r.bytes(), r.uvarint(); len(t.Session) == 0 || t.SessionSeq == 0 {
+			return fmt.Errorf("%w: record has number %d of session %q", ErrBatch, t.SessionSeq, t.Session)
+		}
+	}
+	if flags&flagCursor != 0 {
+		if t.Cursor, t.CursorTxid = r.bytes(), r.uvarint(); len(t.Cursor) == 0 || t.CursorTxid == 0 || len(t.Session) == 0 {
+			return fmt.Errorf("%w: record moves cursor %q to %d in session %q", ErrBatch, t.Cursor, t.CursorTxid, t.Session)
+		}
 	}
 	return nil
 }

@@ -24,6 +24,7 @@ var (
 	TimesRise             = declare(always, "times-rise", "a batch that a tenure commits is later than the one before")
 	TenureTerm            = declare(always, "tenure-term", "an acknowledged entry has the term of the tenure that certified it")
 	AcknowledgedApplied   = declare(always, "acknowledged-applied", "a transaction that is acknowledged is applied")
+	CursorMoves           = declare(ifReached, "cursor-moves", "a cursor that moves with a transaction is its session's when that is applied")
 	DependencyCommitted   = declare(always, "dependency-committed", "a refusal is sent only after the transaction that it depends on is committed")
 	ConflictCommitted     = declare(always, "conflict-committed", "a conflict names a committed transaction")
 	DuplicateCommitted    = declare(always, "duplicate-committed", "a duplicate is answered with a committed transaction")
