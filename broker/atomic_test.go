@@ -280,11 +280,26 @@ func TestNoAtomicBatchBeforeAnUpgrade(t *testing.T) {
 		r := atomicBatch(t, nc, two)
 		return r.Error != nil && r.Error.Reason == subjects.Unavailable && strings.Contains(r.Error.Message, "node n3 runs a version without atomic batches")
 	})
+	give := func() *subjects.Error {
+		t.Helper()
+		var r subjects.CursorReply
+		if err := json.Unmarshal(ask(t, nc, "cantus.cursor.0.c", `{"txid":0,"owner":"session:s"}`).Data, &r); err != nil {
+			t.Fatal(err)
+		}
+		return r.Error
+	}
+	const noMoves = "node n3 runs a version without cursors that move with transactions"
+	if e := give(); e == nil || e.Reason != subjects.Unavailable || !strings.Contains(e.Message, noMoves) {
+		t.Errorf("a cursor is given to a session: %v", e)
+	}
 	keep(t, nc, 0, "x", "k")
 	c.stop("n3")
 	delete(old, "n3")
 	c.start("n3")
 	eventually(t, "it is accepted", func() bool { return atomicBatch(t, nc, two).Error == nil })
+	if e := give(); e != nil {
+		t.Errorf("a cursor is given to a session: %v", e)
+	}
 	first := info(t, nc, 0).HighWaterMark - 1
 	c.checkSame(0, c.names...)
 	old["n3"] = true

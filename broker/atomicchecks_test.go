@@ -47,9 +47,48 @@ func TestRestoredAtomicBatchesAreChecked(t *testing.T) {
 	var w wal.BatchWriter
 	w.BeginIn(1, 1, 1, 0)
 	w.Add(&wal.Transaction{Kind: []byte("k"), Session: []byte("s"), SessionSeq: 1})
-	for want, batches := range [][][]byte{{plain}, {plain, oneAtomicBatch(3, 3, "", 0)}, {w.Finish(), plain}} {
+	session, moves := w.Finish(), oneMove("c", wal.Atomic{})
+	for want, batches := range [][][]byte{{plain}, {plain, oneAtomicBatch(3, 3, "", 0)}, {session, plain, oneAtomicBatch(3, 3, "", 0)}, {session, moves, plain}} {
 		if got := recordsOf(batches); got != want {
 			t.Errorf("records of version %d, want %d", got, want)
+		}
+	}
+}
+
+// oneMove makes a batch of a transaction that moves a cursor, or two if it is
+// to be in an atomic batch.
+func oneMove(cursor string, in wal.Atomic) []byte {
+	var w wal.BatchWriter
+	w.BeginIn(1, 1, 1, 0)
+	for i := range max(in.Size, 1) {
+		t := wal.Transaction{Kind: []byte("k"), Session: []byte("s"), SessionSeq: 1}
+		if t.Atomic.Size = in.Size; in.Size > 0 {
+			t.Atomic.Index = i
+		}
+		if i == in.Index {
+			t.Cursor, t.CursorTxid = []byte(cursor), 1
+		}
+		if in.Size > 0 && i == 0 {
+			t.Atomic.Fingerprint = wal.PayloadsHash(func(yield func([]byte) bool) { _ = yield(nil) && yield(nil) })
+		}
+		w.Add(&t)
+	}
+	return w.Finish()
+}
+
+func TestRestoredMovesAreChecked(t *testing.T) {
+	for _, c := range []struct {
+		data []byte
+		text string // "" if it is right
+	}{
+		{oneMove("c", wal.Atomic{}), ""},
+		{oneMove("c", wal.Atomic{Size: 2}), ""},
+		{oneMove("c", wal.Atomic{Size: 2, Index: 1}), `cursor "c" is not on the first transaction of its atomic batch`},
+		{oneMove("a.b", wal.Atomic{}), `cursor name "a.b"`},
+	} {
+		_, _, err := checkRestored(c.data, wal.Base{}, 0)
+		if (err == nil) != (c.text == "") || err != nil && !strings.Contains(err.Error(), c.text) {
+			t.Errorf("%v, want %q", err, c.text)
 		}
 	}
 }

@@ -28,6 +28,7 @@ type cursorWriter struct {
 	requests  *requestServer
 	refusals  *refusals
 	order     *cursorOrder
+	propose   func(data []byte) proposal
 	// refusesRecords returns why no records of a version can be stored now, nil
 	// if they can.
 	refusesRecords func(version int) *subjects.Error
@@ -84,8 +85,11 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 			return c, subjects.Errorf(subjects.BadRequest, "body: owner is not a name: 1 to %d bytes, as a cursor's", subjects.MaxToken)
 		}
 		c.Owner = []byte(*o)
-		if refused := w.refusesRecords(moveRecords); subjects.IsSessionOwner(*o) && refused != nil {
-			return c, refused
+		if subjects.IsSessionOwner(*o) {
+			if refused := w.refusesRecords(moveRecords); refused != nil {
+				return c, refused
+			}
+			c.Kept = c.Txid == 0
 		}
 	}
 	if o := body.ExpectedOwner; o != nil {
@@ -191,7 +195,7 @@ func (w *cursorWriter) commit(calls []cursorCall) ([]cursorResult, error) {
 	if err := w.gate.fullError(); err != nil {
 		return nil, err
 	}
-	a, err := w.gate.outcome(w.order.write(b.Finish(), names, func(data []byte) proposal { return w.group.Propose(data) }))
+	a, err := w.gate.outcome(w.order.write(b.Finish(), names, w.propose))
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"slices"
-	"sync"
 
 	"github.com/cantuslog/cantus/internal/invariant"
 	"github.com/cantuslog/cantus/lockmgr"
@@ -36,8 +35,16 @@ import (
 // forgotten. The lock order is proposing, then partitionState.mu.
 type cursorOrder struct {
 	state     *partitionState
-	proposing sync.Mutex
+	proposing chan struct{} // of capacity 1, and full while it is held: raft may block for long
 }
+
+func newCursorOrder(state *partitionState) *cursorOrder {
+	return &cursorOrder{state, make(chan struct{}, 1)}
+}
+
+// hold waits until proposing is held. release releases it.
+func (o *cursorOrder) hold()    { o.proposing <- struct{}{} }
+func (o *cursorOrder) release() { <-o.proposing }
 
 // cursorEntry is an entry of cursor writes in flight, which its bytes identify.
 type cursorEntry struct {
@@ -126,14 +133,12 @@ func (s *partitionState) moveCursor(m cursorMove) {
 
 // keepsCursor reports whether a cursor exists after a write. A session needs
 // one to move even before it has read anything.
-func keepsCursor(c wal.Cursor) bool {
-	return c.Txid > 0 || subjects.IsSessionOwner(text(c.Owner))
-}
+func keepsCursor(c wal.Cursor) bool { return c.Txid > 0 || c.Kept }
 
 // write proposes an entry of cursor writes.
 func (o *cursorOrder) write(data []byte, names []string, propose func(data []byte) proposal) proposal {
-	o.proposing.Lock()
-	defer o.proposing.Unlock()
+	o.hold()
+	defer o.release()
 	o.state.mu.Lock()
 	o.state.writing = append(o.state.writing, cursorEntry{data, names})
 	o.state.mu.Unlock()

@@ -136,7 +136,7 @@ func (r *replica) wire() {
 	r.gate.queues = []*queue{r.queue, r.logChecker.queue, cursors}
 	r.cursors = cursorWriter{
 		partition: r.id, face: &r.face, queue: cursors, state: r.state, gate: &r.gate, limiter: &r.limiter, now: h.now,
-		metrics: &r.metrics, requests: &r.requests, refusals: &r.refusals, order: &cursorOrder{state: r.state}, refusesRecords: recordsGate{h.facts, h.peers}.refusal,
+		metrics: &r.metrics, requests: &r.requests, refusals: &r.refusals, order: newCursorOrder(r.state), refusesRecords: recordsGate{h.facts, h.peers}.refusal,
 	}
 	r.trimmer = trimmer{
 		partition: r.id, log: r.log, store: r.store, state: r.state, gate: &r.gate, requests: &r.requests,
@@ -189,6 +189,7 @@ func (r *replica) wireView(v *view, names subjects.Names, number int, times time
 
 func (r *replica) setGroup(group *raftstore.Group) {
 	r.group, r.gate.group, r.fencing.group, r.transfer.group = group, group, group, group
+	r.cursors.propose = func(data []byte) proposal { return group.Propose(data) }
 	r.requests.group, r.info.group, r.cursors.group, r.trimmer.group, r.restorer.group = group, group, group, group, group
 	r.cursorList.group, r.retainer.group = group, group
 	r.faced.requests.group, r.faced.info.group, r.faced.cursorList.group = group, group, group

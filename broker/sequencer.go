@@ -142,8 +142,8 @@ func (s *sequencer) sequence(ms []*natslink.Message) *batch {
 	}
 	if b.moves {
 		// From here until it is proposed no cursor write is.
-		s.cursors.proposing.Lock()
-		defer s.cursors.proposing.Unlock()
+		s.cursors.hold()
+		defer s.cursors.release()
 		s.cursors.check(rs, s.partition)
 	}
 	b.certification = s.certifier.certify(s.term, rs)

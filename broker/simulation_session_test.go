@@ -55,6 +55,12 @@ func (c *dataClient) pipeline() {
 		c.s.judge.begin(r)
 		open = append(open, r)
 	}
+	c.sendInOrder(open)
+}
+
+// sendInOrder sends the messages of a session, and all that have no answers
+// again.
+func (c *dataClient) sendInOrder(open []*dataRequest) {
 	over, accepted := false, uint64(0) // one was refused for good; those before it
 	for began := time.Now(); len(open) > 0 && time.Since(began) < dataSimGiveUp; {
 		replies := c.sendAll(open)
@@ -65,7 +71,7 @@ func (c *dataClient) pipeline() {
 		}
 		for i, r := range open {
 			reply := replies[i]
-			if reply == nil || !final(reply) || !over && reply.Error != nil && reply.Error.Reason == subjects.WrongLast {
+			if reply == nil || !final(reply) || !over && reply.Error != nil && reply.Error.Reason == subjects.WrongLast && !r.stays(reply) {
 				open = open[i:]
 				break
 			}
@@ -97,7 +103,7 @@ func (c *dataClient) judgeNumber(r *dataRequest, reply *subjects.Reply, accepted
 	case e == nil || e.Reason != subjects.WrongLast:
 	case e.SessionSeq == nil && accepted > 0:
 		c.s.cluster.Fail("%s was refused because its session is not known, and number %d was accepted", r.id, accepted)
-	case e.SessionSeq == nil:
+	case e.SessionSeq == nil, r.stays(reply):
 	case *e.SessionSeq < accepted || *e.SessionSeq >= r.seq-1:
 		c.s.cluster.Fail("%s was refused, the last number is said to be %d, and %d was accepted before", r.id, *e.SessionSeq, accepted)
 	}

@@ -64,7 +64,9 @@ type dataSim struct {
 	cluster *sim.Cluster
 	judge   *dataJudge
 	seed    uint64
-	began   time.Time
+	// consuming reports whether there are consumers, whose cursors move.
+	consuming bool
+	began     time.Time
 
 	mu      sync.Mutex // guards the fields below
 	nodes   map[string]*dataSimNode
@@ -126,9 +128,11 @@ func (s *dataSim) Run(ctx context.Context, schedule sim.Schedule) {
 		running.Go(func() { c.runLate(clients) })
 	}
 	running.Go(func() { s.trim(clients) })
+	s.consume(clients, &running)
 	s.cluster.Run(ctx, schedule)
 	time.Sleep(time.Second)
 	s.cluster.Heal()
+	s.judge.healed()
 	time.Sleep(4 * time.Second)
 	stop()
 	running.Wait()
@@ -142,6 +146,9 @@ func (s *dataSim) Run(ctx context.Context, schedule sim.Schedule) {
 	s.compareDigests()
 	s.cluster.Stop()
 	s.judge.verdict()
+	if s.consuming {
+		s.judge.judgeCursors()
+	}
 }
 
 // trim trims the partition now and then, as an operator's request does.
@@ -214,7 +221,7 @@ func (s *dataSim) Start(n *sim.Node) (*raftstore.Group, error) {
 			feedKey: make([]byte, 64), encodeAdvisory: func(subjects.Names, string, map[string]any) []byte { return nil },
 		},
 		clusterView:  clusterView{peers: newPeers("", nil), facts: func() (cluster.Facts, <-chan struct{}) { return cluster.Facts{}, nil }},
-		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight), scans: semaphore.NewWeighted(1)},
+		sharedLimits: sharedLimits{inflight: newInflightLimit(batchesInFlight), scans: semaphore.NewWeighted(1), space: roomy{}},
 		services:     services{advise: func(string, map[string]any) {}},
 	}
 	p := &replica{host: h, log: log, store: n.Log(), queue: newQueue(h.queueBytes), metrics: h.metrics.partition(0, h.stats)}
@@ -275,8 +282,7 @@ func (r *dataSimNode) lead(ctx context.Context) {
 	}
 }
 
-// serve is what replica.runLeader is, without subscriptions, cursors and
-// reconciliation.
+// serve is what replica.runLeader is, without subscriptions and reconciliation.
 func (r *dataSimNode) serve(ctx context.Context) {
 	p := r.p
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -298,9 +304,13 @@ func (r *dataSimNode) serve(ctx context.Context) {
 		}
 		return p.group.Propose(data)
 	}
+	p.cursors.propose = c.propose
+	p.cursors.queue.open()
+	background.Go(func() { p.cursors.run(ctx, term) })
 	newTenure(c).start(ctx, &background)
 	<-ctx.Done()
 	p.refusals.rejectUnavailable(p.queue.close())
+	p.refusals.rejectUnavailable(p.cursors.queue.close())
 	p.refusals.rejectUnavailable(p.logChecker.queue.close())
 	background.Wait()
 }
@@ -353,6 +363,7 @@ func (f *dataFSM) Apply(entries []raftstore.Committed) []any {
 			f.judge.applied(f.node.Name, e.Index, b)
 		}
 	}
+	f.judge.appliedCursors(f.node.Name, f.partitionState, entries, results)
 	return results
 }
 
@@ -416,6 +427,9 @@ type dataRequest struct {
 	parts   []dataPart // of an atomic batch, with the locks
 	session string     // "" for none; then seq is its number, and the id stands for both
 	seq     uint64
+	moves   subjects.Move   // the cursor that moves with it
+	isOurs  bool            // the cursor was taken over for the session
+	until   time.Time       // the reply came
 	reply   *subjects.Reply // the last one that is final; nil if the client gave up
 	found   uint64          // the transaction
 }
@@ -520,6 +534,9 @@ func (r *dataRequest) header() []byte {
 	if r.first {
 		block = subjects.AppendField(block, subjects.HeaderExpectedLast, "0")
 	}
+	if r.moves.Cursor != "" {
+		block = subjects.AppendField(block, subjects.HeaderCursor, r.moves.String())
+	}
 	if r.parts == nil {
 		block = r.appendPart(block, r.locks)
 	} else {
@@ -586,6 +603,22 @@ func (c *dataClient) send(r *dataRequest) (*subjects.Reply, bool) {
 
 // sendTo sends a message to a node after a delay, and waits for the reply.
 func (c *dataClient) sendTo(n *dataSimNode, r *dataRequest, delay, patience time.Duration) (*subjects.Reply, bool) {
+	b, arrived := c.exchange(delay, patience, func(subject string) {
+		n.p.onAppend(&natslink.Message{Subject: r.subject(), Reply: subject, Header: r.header(), Payload: r.body(), Received: time.Now()})
+	})
+	if !arrived {
+		return nil, false
+	}
+	reply, err := r.decodeReply(b)
+	if err != nil {
+		c.s.cluster.Fail("reply %s: %v", b, err)
+		return nil, false
+	}
+	return reply, true
+}
+
+// exchange delivers a message after a delay, and waits for the reply.
+func (c *dataClient) exchange(delay, patience time.Duration, deliver func(reply string)) ([]byte, bool) {
 	c.s.mu.Lock()
 	c.tries++
 	subject := fmt.Sprintf("reply.%d.%d", c.id, c.tries)
@@ -598,15 +631,10 @@ func (c *dataClient) sendTo(n *dataSimNode, r *dataRequest, delay, patience time
 		c.s.mu.Unlock()
 	}()
 	time.Sleep(delay)
-	n.p.onAppend(&natslink.Message{Subject: r.subject(), Reply: subject, Header: r.header(), Payload: r.body(), Received: time.Now()})
+	deliver(subject)
 	select {
 	case b := <-arrived:
-		reply, err := r.decodeReply(b)
-		if err != nil {
-			c.s.cluster.Fail("reply %s: %v", b, err)
-			return nil, false
-		}
-		return reply, true
+		return b, true
 	case <-time.After(patience):
 		return nil, false
 	}
@@ -624,6 +652,7 @@ type dataJudge struct {
 	known    uint64          // the newest that was acknowledged
 	session  string          // of which a number was acknowledged last, and that
 	accepted uint64
+	cursors  dataCursors
 
 	sent, acked, duplicates, conflicts, abandoned int
 }
@@ -670,7 +699,7 @@ func (j *dataJudge) end(r *dataRequest, reply *subjects.Reply) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.clock++
-	r.ended, r.reply = j.clock, reply
+	r.ended, r.reply, r.until = j.clock, reply, time.Now()
 	switch {
 	case reply.Error == nil:
 		j.acked++
@@ -813,6 +842,8 @@ func (j *dataJudge) judgeReply(r *dataRequest) {
 		if e.Unless != nil {
 			j.judgeMatch(r, e.Unless)
 		}
+	case r.stays(r.reply):
+		j.judgeStays(r)
 	case e.Reason == subjects.WrongLast && (r.first && r.mark > 0 || r.session != ""):
 	default: // every mark was read from a reply, so "ahead" means a loss
 		j.cluster.Fail("%s was refused: %v", r.id, e)

@@ -253,5 +253,8 @@ func (b *AtomicBatch) checkOne(req *Request) error {
 			return subjects.Errorf(subjects.BadRequest, "it has %s, which is given for the whole batch: set AtomicBatch.%[1]s", whole.name)
 		}
 	}
+	if req.Move != (subjects.Move{}) {
+		return subjects.Errorf(subjects.BadRequest, "it moves cursor %q, which only a transaction of a Session may", req.Move.Cursor)
+	}
 	return req.checkForm()
 }

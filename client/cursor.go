@@ -27,6 +27,8 @@ type Position struct {
 	// Time is when the cursor was set, by the leader's clock. Each set has a
 	// different time, even to the same Txid.
 	Time time.Time
+	// Owner is whose the cursor is, "" for nobody's: see [Cursor.Give].
+	Owner string
 	// HighWaterMark is the partition's.
 	HighWaterMark uint64
 }
@@ -73,6 +75,22 @@ func (k *Cursor) Move(ctx context.Context, txid, expected uint64) (Position, err
 	return k.call(ctx, &subjects.CursorRequest{Txid: &txid, Expected: &expected})
 }
 
+// Give gives the cursor to a session of its partition: from then on
+// transactions of the session move it, by their [Request.Move], and those of
+// the session that had it before do not. So a consumer that reads the partition
+// and appends to it has its output and its position commit together.
+//
+// at is where the cursor is and whose, as [Cursor.Get] has returned it, also if
+// it does not exist. If it is elsewhere by then, or another one's, Give returns
+// a [*CursorMismatchError]. Otherwise the consumer goes on after at.Txid.
+func (k *Cursor) Give(ctx context.Context, s *Session, at Position) (Position, error) {
+	if s.partition != k.partition {
+		return at, fmt.Errorf("%w: the cursor is of partition %d, and the session of %d", ErrOptions, k.partition, s.partition)
+	}
+	owner := subjects.SessionOwner(s.name)
+	return k.call(ctx, &subjects.CursorRequest{Txid: &at.Txid, Expected: &at.Txid, Owner: &owner, ExpectedOwner: &at.Owner})
+}
+
 // call sends a request, nil to read the cursor, until it is answered.
 func (k *Cursor) call(ctx context.Context, set *subjects.CursorRequest) (pos Position, err error) {
 	var body []byte
@@ -86,7 +104,7 @@ func (k *Cursor) call(ctx context.Context, set *subjects.CursorRequest) (pos Pos
 		if err := json.Unmarshal(m.Data, &r); err != nil {
 			return err, false
 		}
-		pos = Position{r.Txid, r.Time, r.HighWaterMark}
+		pos = Position{r.Txid, r.Time, r.Owner, r.HighWaterMark}
 		if r.Error == nil {
 			return nil, true
 		}
@@ -94,7 +112,7 @@ func (k *Cursor) call(ctx context.Context, set *subjects.CursorRequest) (pos Pos
 		if r.Error.Reason != subjects.WrongLast {
 			return &refused, dispositionOf(r.Error) == final
 		}
-		if attempt > 1 && pos.Txid == *set.Txid {
+		if attempt > 1 && pos.Txid == *set.Txid && (set.Owner == nil || pos.Owner == *set.Owner) {
 			return nil, true
 		}
 		return &CursorMismatchError{refused, pos}, true

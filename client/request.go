@@ -50,6 +50,9 @@ type Request struct {
 	// may commit, by the leader's clock. After it the transaction is refused
 	// with [ErrExpired].
 	NotAfter time.Time
+	// Move, in a [Session], moves a cursor of the session in the same commit:
+	// see [Cursor.Give]. Zero moves none.
+	Move subjects.Move
 
 	isSet bool
 }
@@ -149,6 +152,20 @@ func (req *Request) checkForm() error {
 			return err
 		}
 	}
+	return checkMove(req.Move)
+}
+
+// checkMove checks the move of a cursor, or none.
+func checkMove(m subjects.Move) error {
+	if m == (subjects.Move{}) {
+		return nil
+	}
+	if err := subjects.CheckCursor(m.Cursor); err != nil {
+		return err
+	}
+	if m.Txid == 0 {
+		return subjects.Errorf(subjects.BadRequest, "Move.Txid is 0: give the txid from 1 on that cursor %q moves to", m.Cursor)
+	}
 	return nil
 }
 
@@ -221,6 +238,9 @@ func (req *Request) size() int {
 	if !req.NotAfter.IsZero() {
 		n += len(subjects.HeaderNotAfter) + len(time.RFC3339Nano) + fieldBytes
 	}
+	if req.Move.Cursor != "" {
+		n += len(subjects.HeaderCursor) + len(req.Move.Cursor) + len("=18446744073709551615") + fieldBytes
+	}
 	for i := range req.Unless {
 		n += len(subjects.HeaderUnless) + fieldBytes + itemSize(&req.Unless[i])
 	}
@@ -251,6 +271,9 @@ func (req *Request) appendFrame(dst []byte, f *Future, more []byte) []byte {
 	}
 	if !req.NotAfter.IsZero() {
 		dst = subjects.AppendField(dst, subjects.HeaderNotAfter, req.NotAfter.UTC().Format(time.RFC3339Nano))
+	}
+	if req.Move.Cursor != "" {
+		dst = subjects.AppendField(dst, subjects.HeaderCursor, req.Move.String())
 	}
 	if req.Kind != "" {
 		dst = subjects.AppendField(dst, subjects.HeaderKind, req.Kind)

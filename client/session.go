@@ -99,6 +99,8 @@ func (s *Session) Append(ctx context.Context, req *Request) (*Future, error) {
 // below: then it is in none.
 func (s *Session) check(req *Request) error {
 	switch {
+	case s == nil && req.Move != (subjects.Move{}):
+		return refusal(*subjects.Errorf(subjects.BadRequest, "the transaction moves cursor %q, which only one of a Session may: append it with Session.Append", req.Move.Cursor), req.Partition, req.ID, 0)
 	case s == nil:
 		return nil
 	case req.ID != "":

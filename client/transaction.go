@@ -29,6 +29,9 @@ type Transaction struct {
 	// atomic batch share a number.
 	Session    string
 	SessionSeq uint64
+	// Move is the cursor that has moved with the transaction, zero for none.
+	// That of an atomic batch is in its first transaction.
+	Move subjects.Move
 	// HighWaterMark is the writer's, 0 if it sent none.
 	HighWaterMark uint64
 	// Atomic is the atomic batch that the transaction is part of, zero if it is
@@ -105,6 +108,10 @@ func parseTransaction(m *nats.Msg) (*Transaction, error) {
 			t.Session = values[0]
 		case subjects.HeaderSessionSeq:
 			t.SessionSeq = number(values[0])
+		case subjects.HeaderCursor:
+			var e error
+			t.Move, e = subjects.ParseMove(values[0])
+			err = errors.Join(err, e)
 		case subjects.HeaderHighWaterMark:
 			t.HighWaterMark = number(values[0])
 		case subjects.HeaderAtomic:
@@ -181,6 +188,8 @@ func (p *packedParser) parse(t *Transaction, block []byte) error {
 			t.Session = v
 		case subjects.HeaderSessionSeq:
 			t.SessionSeq, err = strconv.ParseUint(v, 10, 64)
+		case subjects.HeaderCursor:
+			t.Move, err = subjects.ParseMove(v)
 		case subjects.HeaderAtomic:
 			return t.Atomic.parse(v, t.Txid)
 		default:

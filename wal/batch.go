@@ -82,6 +82,9 @@ func (w *BatchWriter) AddCursor(c Cursor) {
 	if c.HasExpectedOwner {
 		flags |= flagExpectedOwner
 	}
+	if c.Kept {
+		flags |= flagKept
+	}
 	w.buf = append(w.buf, flags)
 	w.buf = appendBytes(w.buf, c.Name)
 	w.buf = binary.LittleEndian.AppendUint64(w.buf, c.Txid)
@@ -129,6 +132,8 @@ type Cursor struct {
 	// ExpectedOwner is empty if the cursor must have none, or not exist.
 	ExpectedOwner    []byte
 	HasExpectedOwner bool
+	// Kept says that the cursor exists also at Txid 0, which removes any other.
+	Kept bool
 }
 
 // The flags of a cursor record.
@@ -136,6 +141,7 @@ const (
 	flagExpected      = 1
 	flagOwner         = 2
 	flagExpectedOwner = 4
+	flagKept          = 8
 )
 
 // Batch is a batch whose checksum was correct. It aliases the bytes that it was
@@ -288,7 +294,7 @@ func (r *BatchReader) NextCursor(c *Cursor) bool {
 	}
 	f := reader{b: record}
 	flags := f.byte()
-	*c = Cursor{Name: f.bytes(), Txid: f.uint64(), Expected: f.uint64(), HasExpected: flags&flagExpected != 0}
+	*c = Cursor{Name: f.bytes(), Txid: f.uint64(), Expected: f.uint64(), HasExpected: flags&flagExpected != 0, Kept: flags&flagKept != 0}
 	if flags&flagOwner != 0 {
 		c.Owner = f.bytes()
 		f.short = f.short || len(c.Owner) == 0
@@ -296,7 +302,7 @@ func (r *BatchReader) NextCursor(c *Cursor) bool {
 	if flags&flagExpectedOwner != 0 {
 		c.ExpectedOwner, c.HasExpectedOwner = f.bytes(), true
 	}
-	if f.short || len(f.b) > 0 || flags&^(flagExpected|flagOwner|flagExpectedOwner) != 0 {
+	if f.short || len(f.b) > 0 || flags&^(flagExpected|flagOwner|flagExpectedOwner|flagKept) != 0 {
 		r.err = fmt.Errorf("%w: malformed cursor record", ErrBatch)
 		return false
 	}

@@ -94,7 +94,7 @@
 //	cursor record
 //	    uv  length of what follows
 //	     1  flags: 1 has an expected position, 2 has an owner, 4 has an
-//	        expected owner
+//	        expected owner, 8 exists also at position 0
 //	    uv  length, name
 //	     8  position (txid)
 //	     8  expected position, 0 unless flagged

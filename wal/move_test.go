@@ -39,6 +39,26 @@ func TestRecordsThatMoveCursors(t *testing.T) {
 	}
 }
 
+func TestCursorsThatAreKept(t *testing.T) {
+	var w BatchWriter
+	w.Begin(CursorWrites, 9, 1, 0)
+	all := []Cursor{{Name: []byte("c"), Owner: []byte("o"), Kept: true}, {Name: []byte("c"), Owner: []byte("o"), HasExpectedOwner: true, ExpectedOwner: []byte("p")}}
+	for _, c := range all {
+		w.AddCursor(c)
+	}
+	b, err := ParseBatch(w.Finish())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := b.Read()
+	for i, want := range all {
+		var got Cursor
+		if !r.NextCursor(&got) || got.Kept != want.Kept || !bytes.Equal(got.Owner, want.Owner) || !bytes.Equal(got.ExpectedOwner, want.ExpectedOwner) {
+			t.Errorf("cursor %d is %+v, want %+v: %v", i, got, want, r.Err())
+		}
+	}
+}
+
 // A cursor moves only in a session, has a name, and goes somewhere.
 func TestMalformedMoves(t *testing.T) {
 	for _, tx := range []Transaction{

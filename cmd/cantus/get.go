@@ -118,6 +118,9 @@ func (t *transaction) describe(w io.Writer) {
 	if t.SessionSeq > 0 {
 		field("session", "%s, number %d", t.Session, t.SessionSeq)
 	}
+	if t.Move != "" {
+		field("moves", "%s", printable(t.Move, len(t.Move)))
+	}
 	if t.MsgID != "" {
 		field("message id", "%s", printable(t.MsgID, len(t.MsgID)))
 	}

@@ -311,6 +311,13 @@ func storedTransaction(t *transaction) (*wal.Transaction, error) {
 	if t.SessionSeq > 0 {
 		stored.Session, stored.SessionSeq = []byte(t.Session), t.SessionSeq
 	}
+	if t.Move != "" {
+		move, err := subjects.ParseMove(t.Move)
+		if err != nil {
+			return nil, plain(err)
+		}
+		stored.Cursor, stored.CursorTxid = []byte(move.Cursor), move.Txid
+	}
 	if n := len(t.Headers) + 6; n > subjects.MaxHeaders {
 		return nil, fmt.Errorf("it has up to %d headers with those for its locks: at most %d are allowed", n, subjects.MaxHeaders)
 	}

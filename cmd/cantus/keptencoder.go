@@ -158,6 +158,8 @@ func (e *keptEncoder) checkPart(t *transaction, at int64) error {
 		return nil
 	case t.MsgID != "":
 		return fmt.Errorf("it has a msg_id: that of an atomic batch is at its first transaction, %d", t.Atomic.First)
+	case t.Move != "":
+		return fmt.Errorf("it has move: that of an atomic batch is at its first transaction, %d", t.Atomic.First)
 	case t.Session != e.part.Session || t.SessionSeq != e.part.SessionSeq:
 		return errors.New("its session or session_seq is not that of the line before, which is in the same atomic batch: an atomic batch has one number as a whole")
 	case at != e.last+1:

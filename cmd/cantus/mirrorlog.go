@@ -372,6 +372,9 @@ func (m *logMirror) bringCursors(ctx context.Context) error {
 	}
 	var changed []subjects.RestoredCursor
 	for _, c := range m.cursors {
+		if c.Txid == 0 {
+			continue // a session's that has read nothing: here it does not exist
+		}
 		now := here[c.Name]
 		if c.Txid = min(c.Txid, m.at.txid); c.Txid > 0 && (now.Time.Before(c.Time) || now.Time.Equal(c.Time) && now.Txid < c.Txid) {
 			changed = append(changed, subjects.RestoredCursor(c))

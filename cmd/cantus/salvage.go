@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
 
@@ -169,6 +170,9 @@ func (s *salvageFile) write(group uint32, stored *wal.Transaction) error {
 	}
 	t.setMsgID(string(stored.MsgID))
 	t.Session, t.SessionSeq = string(stored.Session), stored.SessionSeq
+	if len(stored.Cursor) > 0 {
+		t.Move = subjects.Move{Cursor: string(stored.Cursor), Txid: stored.CursorTxid}.String()
+	}
 	t.setHeaders(headersOf(stored.Header))
 	if t.Kind == "" {
 		t.Kind = "tx"

@@ -22,6 +22,8 @@ func (t *transaction) setSessionSeq(value string) (err error) {
 // checkSession returns an error unless the session of a line can be one.
 func (t *transaction) checkSession() error {
 	switch {
+	case t.Session == "" && t.SessionSeq == 0 && t.Move != "":
+		return errors.New("it has move and no session: a transaction moves a cursor of its session")
 	case t.Session == "" && t.SessionSeq == 0:
 		return nil
 	case t.Session == "" || t.SessionSeq == 0:
@@ -29,12 +31,19 @@ func (t *transaction) checkSession() error {
 	case t.MsgID != "":
 		return errors.New("it has both msg_id and session: the number in a session is the message id")
 	}
+	if t.Move != "" {
+		if _, err := subjects.ParseMove(t.Move); err != nil {
+			return plain(err)
+		}
+	}
 	return plain(subjects.CheckSession(t.Session))
 }
 
 // checkSession refuses flags of a session that cannot be right.
 func (c *appendCmd) checkSession() error {
 	switch hasSeq := c.SessionSeq != nil; {
+	case c.Session == "" && !hasSeq && c.Move != "":
+		return usagef("--move moves a cursor of a session: name that by --session")
 	case c.Session == "" && !hasSeq:
 		return nil
 	case c.Session == "":
@@ -50,6 +59,11 @@ func (c *appendCmd) checkSession() error {
 	}
 	if err := subjects.CheckSession(c.Session); err != nil {
 		return usagef("--session: %w", plain(err))
+	}
+	if c.Move != "" {
+		if _, err := subjects.ParseMove(c.Move); err != nil {
+			return usagef("--move: %w", plain(err))
+		}
 	}
 	return nil
 }

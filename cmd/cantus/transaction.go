@@ -34,6 +34,7 @@ type transaction struct {
 	MsgIDBase64   []byte       `json:"msg_id_base64,omitempty"`
 	Session       string       `json:"session,omitempty"`
 	SessionSeq    uint64       `json:"session_seq,omitzero"`
+	Move          string       `json:"move,omitempty"` // as in [subjects.ParseMove]
 	Headers       headers      `json:"headers,omitempty"`
 	HeadersBase64 []byte       `json:"headers_base64,omitempty"`
 	Payload       *string      `json:"payload,omitzero"`
@@ -70,7 +71,7 @@ func parseTransaction(msg *nats.Msg, headersOnly bool) (*transaction, error) {
 		}
 		t.HighWaterMark = &mark
 	}
-	t.Session = h.Get(subjects.HeaderSession)
+	t.Session, t.Move = h.Get(subjects.HeaderSession), h.Get(subjects.HeaderCursor)
 	if s := h.Get(subjects.HeaderSessionSeq); s != "" {
 		if err := t.setSessionSeq(s); err != nil {
 			return nil, err
@@ -116,6 +117,8 @@ func unpackTransaction(partition int, p subjects.Packed, headersOnly bool) (*tra
 			t.Session = string(value)
 		case subjects.HeaderSessionSeq:
 			return t.setSessionSeq(string(value))
+		case subjects.HeaderCursor:
+			t.Move = string(value)
 		case subjects.HeaderAtomic:
 			return t.setAtomic(string(value))
 		case subjects.HeaderHighWaterMark:

@@ -12,6 +12,7 @@ type defect struct {
 var simulations = map[string]struct{ folder, test string }{
 	"":       {"raftstore", "TestSimulation"},
 	"broker": {"broker", "TestSimulationOfTheDataPath"},
+	"moves":  {"broker", "TestSimulationOfMovingCursors"},
 	"nodes":  {"broker", "TestSimulationOfNodes"},
 	"store":  {"wal", "TestAReplacedEntryThatComesBackIsDamage"}, // no simulation has Badger lose what it had
 }
@@ -140,5 +141,20 @@ var defects = []defect{
 	}}},
 	{"kinds-skipped", "a read by kind leaves out a transaction now and then", "nodes", []edit{{
 		"broker/query.go", "!isOneOf(q.kinds, t.Kind), q.lock", "!isOneOf(q.kinds, t.Kind) || len(q.kinds) > 0 && t.Txid%7 == 0, q.lock",
+	}}},
+	{"cursor-of-another", "a transaction moves a cursor that is not its session's", "moves", []edit{{
+		"broker/cursormove.go", "case at.Owner != owner:", "case false:",
+	}}},
+	{"cursor-write-unseen", "a cursor write in flight is not known when a transaction moves the cursor", "moves", []edit{{
+		"broker/cursormove.go", "case slices.ContainsFunc(s.writing, inFlight):", "case false && slices.ContainsFunc(s.writing, inFlight):",
+	}}},
+	{"cursor-write-between", "a cursor write is proposed between the decision on a batch and its proposal", "moves", []edit{{
+		"broker/sequencer.go", "		s.cursors.hold()\n		defer s.cursors.release()\n", "",
+	}}},
+	{"cursor-move-lost", "a cursor that has moved is not in the next snapshot", "moves", []edit{{
+		"broker/cursormove.go", "		s.dirty[m.name] = true\n", "",
+	}}},
+	{"cursor-moves-on-followers", "a leader does not move the cursors of its own batches", "moves", []edit{{
+		"broker/certifier.go", "		moves = c.inFlight[0].moves\n", "",
 	}}},
 }

@@ -1,0 +1,62 @@
+package broker
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/wal"
+)
+
+// moving returns a request that moves the cursor c in session s.
+func moving() *request {
+	return &request{tx: wal.Transaction{Session: []byte("s"), SessionSeq: 1, Cursor: []byte("c"), CursorTxid: 1}}
+}
+
+// A cursor write is in flight until it is applied, or is known not to be in the
+// log. One whose outcome is unknown is until another tenure begins.
+func TestCursorWritesInFlight(t *testing.T) {
+	s := newTestReplica()
+	s.mark.Store(1)
+	s.cursors["c"] = cursor{1, 1, "session:s"}
+	o := newCursorOrder(s)
+	check := func(what string, free bool) {
+		t.Helper()
+		r := moving()
+		o.hold()
+		o.check([]*request{r}, 0)
+		o.release()
+		if (r.stays == nil) != free {
+			t.Errorf("%s: %v", what, r.stays)
+		}
+	}
+	check("none in flight", true)
+	write := func(name string, err error) func() {
+		p := o.write([]byte(name), []string{"b", name}, func([]byte) proposal { return outcomeIs{applied{}, err} })
+		return func() {
+			if _, got := p.Wait(); !errors.Is(got, err) {
+				t.Errorf("%v, want %v", got, err)
+			}
+		}
+	}
+	for _, err := range []error{raftstore.ErrNotLeader, raftstore.ErrClosed, wal.ErrNoSpace} {
+		wait := write("c", err)
+		check("one in flight", false)
+		wait()
+		check("one that was not appended", true)
+	}
+	write("other", nil)
+	check("one of another cursor", true)
+
+	write("c", raftstore.ErrUnknown)()
+	check("one with an unknown outcome", false)
+	o.begin()
+	check("another tenure", true)
+
+	write("c", nil)()
+	write("c", nil)() // of the same bytes
+	s.endWrite([]byte("c"))
+	check("the first of two is applied", false)
+	s.endWrite([]byte("c"))
+	check("both are applied", true)
+}
