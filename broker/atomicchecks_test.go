@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -69,7 +70,7 @@ func oneMove(cursor string, in wal.Atomic) []byte {
 			t.Cursor, t.CursorTxid = []byte(cursor), 1
 		}
 		if in.Size > 0 && i == 0 {
-			t.Atomic.Fingerprint = wal.PayloadsHash(func(yield func([]byte) bool) { _ = yield(nil) && yield(nil) })
+			t.Atomic.Fingerprint = wal.PayloadsHash(slices.Values(make([][]byte, in.Size)))
 		}
 		w.Add(&t)
 	}

@@ -115,7 +115,7 @@ func (c *dataClient) lateNumber(r *dataRequest) (accepted uint64) {
 	j := c.s.judge
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if j.session == "" || c.rng.IntN(2) == 0 {
+	if j.session == "" || c.s.consuming || c.rng.IntN(2) == 0 { // consumers' sessions are short: a clock that jumps ends them
 		return 0
 	}
 	r.session, r.seq, r.first = j.session, 1_000_000*uint64(c.node+1)+uint64(c.seq), false
