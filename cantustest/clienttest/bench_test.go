@@ -187,7 +187,7 @@ func BenchmarkSessions(b *testing.B) {
 			if url == "" {
 				url = openNode(b, broker.Options{Partitions: 1}).ClientURL()
 			}
-			each := max(1, b.N/writers/turns)
+			each, run := max(1, b.N/writers/turns), time.Now().UnixNano() // a cluster has the names of earlier runs
 			var inSession, plain [writers]func(turn int) time.Duration
 			for w := range writers {
 				nc, err := nats.Connect(url)
@@ -197,14 +197,14 @@ func BenchmarkSessions(b *testing.B) {
 				b.Cleanup(nc.Close)
 				c := newClient(b, nc, client.Options{MaxInFlight: inFlight})
 				s := c.NewSession(0)
-				hot := &client.Request{Payload: make([]byte, 256), WriteLocks: []string{fmt.Sprintf("counter.%d", w)}}
+				hot := &client.Request{Payload: make([]byte, 256), WriteLocks: []string{fmt.Sprintf("counter.%d.%d", run, w)}}
 				own := &client.Request{Payload: make([]byte, 256), WriteLocks: []string{""}}
 				inSession[w] = func(int) time.Duration {
 					return timeAppends(b, each, func(int) (*client.Future, error) { return s.Append(b.Context(), hot) })
 				}
 				plain[w] = func(turn int) time.Duration {
 					return timeAppends(b, each, func(i int) (*client.Future, error) {
-						own.WriteLocks[0] = fmt.Sprintf("account.%d.%d", w, turn*each+i)
+						own.WriteLocks[0] = fmt.Sprintf("account.%d.%d.%d", run, w, turn*each+i)
 						return c.AppendAsync(b.Context(), own)
 					})
 				}
