@@ -38,7 +38,7 @@ func TestBatchOutcomes(t *testing.T) {
 		`{"index":5,"count":1,"error":{"code":422,"reason":"id_reused","message":"message id \"m1\" stands for another payload, of txid 4: use a new id","txid":4}},`+
 		`{"index":6,"count":1,"txid":1,"time":"T","duplicate":true},`+
 		`{"index":7,"count":1,"error":{"code":400,"reason":"bad_request","message":"Cantus-High-Water-Mark is missing: lock \"y\" is checked against it, so give the txid up to which you had applied the partition (0 for nothing yet)"}},`+
-		`{"index":8,"count":1,"error":{"code":400,"reason":"bad_request","message":"header \"Cantus-High-Water-Marks\" is not known: an append may carry Cantus-High-Water-Mark, Cantus-Write-Lock, Cantus-Read-Lock, Cantus-Append-Lock, Cantus-Unless, Cantus-Kind, Nats-Msg-Id, Cantus-Session, Cantus-Session-Seq, Nats-Expected-Last-Sequence, Cantus-Not-After"}},`+
+		`{"index":8,"count":1,"error":{"code":400,"reason":"bad_request","message":"header \"Cantus-High-Water-Marks\" is not known: an append may carry Cantus-High-Water-Mark, Cantus-Write-Lock, Cantus-Read-Lock, Cantus-Append-Lock, Cantus-Unless, Cantus-Kind, Nats-Msg-Id, Cantus-Session, Cantus-Session-Seq, Cantus-Cursor, Nats-Expected-Last-Sequence, Cantus-Not-After"}},`+
 		`{"index":9,"count":1,"txid":5,"time":"T"},`+
 		`{"index":10,"count":1,"error":{"code":409,"reason":"wrong_last","message":"expected last sequence 4 is not the high-water mark"}},`+
 		`{"index":11,"count":1,"error":{"code":412,"reason":"ahead","message":"high-water mark 99 is ahead of partition 0, whose last txid is 5: it comes from another log, or this log has lost transactions; stop, and check that cluster and partition are the right ones"}},`+
