@@ -34,8 +34,8 @@ type Position struct {
 }
 
 // CursorMismatchError is returned when a compare-and-set finds the cursor at
-// another position than expected. Position is where it is. The error matches
-// [ErrWrongLast] with errors.Is.
+// another position than expected, or with another owner. Position is where it
+// is, and whose. The error matches [ErrWrongLast] with errors.Is.
 type CursorMismatchError struct {
 	RefusedError
 	Position Position
@@ -83,6 +83,9 @@ func (k *Cursor) Move(ctx context.Context, txid, expected uint64) (Position, err
 // at is where the cursor is and whose, as [Cursor.Get] has returned it, also if
 // it does not exist. If it is elsewhere by then, or another one's, Give returns
 // a [*CursorMismatchError]. Otherwise the consumer goes on after at.Txid.
+//
+// The HighWaterMark that Give returns is new enough for the session's first
+// transaction: at.Txid may be too far behind.
 func (k *Cursor) Give(ctx context.Context, s *Session, at Position) (Position, error) {
 	if s.partition != k.partition {
 		return at, fmt.Errorf("%w: the cursor is of partition %d, and the session of %d", ErrOptions, k.partition, s.partition)

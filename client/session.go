@@ -50,6 +50,9 @@ type Session struct {
 // applied the transactions of others. Locks and conditions are checked against
 // those of others alone. Use a session from one place, which computes each
 // transaction on the state that the ones before it make.
+//
+// The first transaction needs a mark that is not too far behind: a partition
+// that has forgotten sessions which may be newer than the mark refuses it.
 func (c *Client) NewSession(partition int) *Session {
 	return &Session{c: c, partition: partition, name: rand.Text()}
 }
