@@ -82,7 +82,7 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 	c.Cursor = wal.Cursor{Name: []byte(c.name), Txid: *body.Txid}
 	if o := body.Owner; o != nil {
 		if subjects.CheckOwner(*o) != nil {
-			return c, subjects.Errorf(subjects.BadRequest, "body: owner is not a name: 1 to %d bytes, as a cursor's", subjects.MaxToken)
+			return c, subjects.Errorf(subjects.BadRequest, "body: owner is not a name: 1 to %d bytes, as a cursor's, or \"session:\" and the name of a session", subjects.MaxToken)
 		}
 		c.Owner = []byte(*o)
 		if subjects.IsSessionOwner(*o) {
@@ -94,7 +94,7 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 	}
 	if o := body.ExpectedOwner; o != nil {
 		if *o != "" && subjects.CheckOwner(*o) != nil {
-			return c, subjects.Errorf(subjects.BadRequest, `body: expected_owner is not a name: "" for no owner, or 1 to %d bytes, as a cursor's`, subjects.MaxToken)
+			return c, subjects.Errorf(subjects.BadRequest, `body: expected_owner is not a name: "" for no owner, 1 to %d bytes, as a cursor's, or "session:" and the name of a session`, subjects.MaxToken)
 		}
 		c.ExpectedOwner, c.HasExpectedOwner = []byte(*o), true
 	}

@@ -60,7 +60,8 @@ Examples:
 
 With --atomic it prints the first and the last txid, such as 813-814.
 
-Exit status: 3 after a conflict: read up to the txid it names, compute again, append with a new --hwm;
+Exit status: 3 after a conflict: read up to the txid it names, compute again, append with a new --hwm.
+Also 3 if a number of a session, or its cursor, is refused: "cantus get --session" shows what became of it;
 4 if nothing was done; 5 if it may or may not have committed: repeat it with the same --id or --session-seq.`
 }
 
