@@ -164,6 +164,7 @@ func TestOnlyVotersSayThatAReplicaIsWrong(t *testing.T) {
 	for i := range 4 {
 		keep(t, c.conn("n1"), 0, "x", fmt.Sprint(i))
 	}
+	c.checkSame(0, c.names...)
 	n := c.node("n1")
 	for i := range 6 {
 		var h map[string]any

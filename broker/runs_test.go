@@ -155,8 +155,9 @@ func wantKept(t *testing.T, n *broker.Node, nc *nats.Conn, dir string, first, ma
 	for range 2 {
 		var held uint64
 		eventually(t, "the log is trimmed", func() bool {
+			trimmed := broker.Trimmed(n, 0)
 			held, _ = broker.Entries(n, 0)
-			return broker.Trimmed(n, 0)
+			return trimmed
 		})
 		if held > most {
 			t.Errorf("%d entries are held, not %d", held, most)

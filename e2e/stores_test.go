@@ -16,9 +16,6 @@ import (
 	"github.com/cantuslog/cantus/internal/testkit"
 )
 
-// buildTags are the tags that the program is built with.
-const buildTags = ""
-
 // cantusWith runs the program with variables added to the environment.
 func cantusWith(t *testing.T, env []string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
