@@ -131,7 +131,9 @@ func (f *fencing) barred() string {
 // compare compares the replica with another node's, and fences, halts or
 // resumes it according to the result.
 func (f *fencing) compare(name string, r groupReport) {
-	if status := f.group.Status(); r.leads() && r.Term >= status.Term {
+	status := f.group.Status()
+	leads := r.leads() && r.Term >= status.Term
+	if leads {
 		if why := f.contradiction(name, r); why != "" {
 			f.reporter.Store(&name)
 			f.halt(why)
@@ -148,9 +150,8 @@ func (f *fencing) compare(name string, r groupReport) {
 	if result == nothing {
 		return
 	}
-	status := f.group.Status()
 	leader := status.Leader
-	if r.leads() && r.Term >= status.Term {
+	if leads {
 		leader = name
 	}
 	c := f.comparisons.count(f.self, leader, status.Replicas)
@@ -182,11 +183,11 @@ func (f *fencing) contradiction(leader string, r groupReport) string {
 }
 
 // shorterLog recognizes a leader that lacks entries which this replica had
-// applied before the leader's term, or before the replica was opened. By Raft's
-// rules a leader has every committed entry once it serves. One that lacks some
-// was elected by a node that had forgotten them, and its next entries have
-// indexes that this replica has entries at: if the terms are equal, Raft would
-// take those for the leader's and acknowledge them.
+// applied before it was opened. A leader that serves has every committed entry.
+// One that lacks some was elected with the vote of a node that has forgotten
+// them. This replica has entries at the indexes of the leader's next ones: if
+// the terms are equal, Raft takes the two for the same, and acknowledges
+// entries that the replica does not have.
 type shorterLog struct {
 	mu     sync.Mutex
 	leader string
@@ -194,8 +195,8 @@ type shorterLog struct {
 	times  int // in a row
 }
 
-// is reports whether a leader lacks entries up to had. It takes two reports in
-// a row to say so: the first may be from before the replica applied them.
+// is reports whether a leader lacks entries up to had: two of its reports in a
+// row must say so, since the first may be from before the replica applied them.
 func (s *shorterLog) is(leader string, r groupReport, had uint64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
