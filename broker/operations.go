@@ -12,6 +12,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker/cluster"
 	"github.com/cantuslog/cantus/broker/internal/natslink"
+	"github.com/cantuslog/cantus/raftstore"
 	"github.com/cantuslog/cantus/subjects"
 )
 
@@ -450,7 +451,7 @@ func (o *operations) onBalance(ctx context.Context, m *natslink.Message) (any, e
 // onRebuild deletes this node's replica of a partition and fetches it again
 // from the others. The replica must have no vote then, so it is fenced first:
 // the leader takes the vote of a fenced replica.
-func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, error) {
+func (o *operations) onRebuild(ctx context.Context, m *natslink.Message) (any, error) {
 	r, err := operationBody(m, "partition")
 	p, pErr := needPartition(r)
 	if err = errors.Join(err, pErr); err != nil {
@@ -465,20 +466,68 @@ func (o *operations) onRebuild(_ context.Context, m *natslink.Message) (any, err
 		return nil, subjects.Errorf(subjects.BadRequest, "node %s has no replica of partition %d", o.opts.Name, p)
 	}
 	rebuilds := c.rebuilt.Load() + 1
-	leader, _, ok := o.peers.leader(p, time.Now())
-	status := held.group.Status()
-	switch {
-	case status.Leader == o.opts.Name && len(status.Replicas) == 1:
-		return nil, subjects.Errorf(subjects.BadRequest, "node %s has the only replica of partition %d: there is nothing to rebuild it from", o.opts.Name, p)
-	case status.Leader == o.opts.Name:
-		return nil, subjects.Errorf(subjects.BadRequest,
-			`node %s leads partition %d: transfer its leadership first, as "cantus cluster transfer %d --to NODE" does`, o.opts.Name, p, p)
-	case !ok || leader == o.opts.Name:
-		return nil, subjects.Errorf(subjects.Unavailable, "partition %d has no leader at the moment to rebuild the replica from: try again", p)
+	leader, err := o.awaitSpared(ctx, p, held.group.Status)
+	if err != nil {
+		return nil, err
 	}
 	if err := held.fencing.orderRebuild(); err != nil {
 		return nil, subjects.Errorf(subjects.Unavailable, "the rebuild is not begun, because node %s can't write down that it was asked for: %v", o.opts.Name, err)
 	}
 	o.background(func() { c.rebuildUnvoted(o.quit) })
 	return subjects.AdminReply{Done: fmt.Sprintf("the replica of partition %d on %s is rebuilt from %s", p, o.opts.Name, leader), Rebuilds: rebuilds}, nil
+}
+
+// awaitSpared waits for up to appliedTime until this node's replica of a
+// partition can be spared, and returns the leader to rebuild it from.
+func (o *operations) awaitSpared(ctx context.Context, p int, status func() raftstore.Status) (leader string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, appliedTime)
+	defer cancel()
+	for {
+		heard := o.peers.next()
+		leader, err = o.spared(p, status())
+		if refused := (*subjects.Error)(nil); !errors.As(err, &refused) || refused.Reason != subjects.Unavailable {
+			return leader, err
+		}
+		select {
+		case <-heard:
+		case <-ctx.Done():
+			return leader, err
+		}
+	}
+}
+
+// spared returns the leader of a partition that can commit without this node's
+// replica.
+func (o *operations) spared(p int, status raftstore.Status) (leader string, err error) {
+	leader, report, ok := o.peers.leader(p, time.Now())
+	switch {
+	case status.Leader == o.opts.Name && len(status.Replicas) == 1:
+		return "", subjects.Errorf(subjects.BadRequest, "node %s has the only replica of partition %d: there is nothing to rebuild it from", o.opts.Name, p)
+	case status.Leader == o.opts.Name:
+		return "", subjects.Errorf(subjects.BadRequest,
+			`node %s leads partition %d: transfer its leadership first, as "cantus cluster transfer %d --to NODE" does`, o.opts.Name, p, p)
+	case !ok || leader == o.opts.Name:
+		return "", subjects.Errorf(subjects.Unavailable, "partition %d has no leader at the moment to rebuild the replica from: try again", p)
+	}
+	if others, there := votersWithout(report, o.opts.Name); report.Voters[o.opts.Name] && len(there) <= len(others)/2 {
+		return "", subjects.Errorf(subjects.Unavailable,
+			"partition %d would have no majority while its replica on %s is rebuilt: of its other voters %s, its leader %s counts on %s only; start the others and let them catch up first",
+			p, o.opts.Name, strings.Join(others, ", "), leader, cmp.Or(strings.Join(there, ", "), "none"))
+	}
+	return leader, nil
+}
+
+// votersWithout returns the voters that a leader's group has without one of
+// them, and those of them that it can go on with.
+func votersWithout(leader groupReport, without string) (others, there []string) {
+	for _, name := range names(leader.Voters) {
+		if name == without || !leader.Voters[name] {
+			continue
+		}
+		others = append(others, name)
+		if slices.Contains(leader.CaughtUp, name) {
+			there = append(there, name)
+		}
+	}
+	return others, there
 }

@@ -42,6 +42,7 @@ type members interface {
 	Promote(ctx context.Context, name string) error
 	Demote(ctx context.Context, name string) error
 	Remove(ctx context.Context, name string) error
+	Reachable(name string) bool
 }
 
 // desiredGroup is the membership that a Raft group is to have. The group's
@@ -193,7 +194,8 @@ func (w desiredGroup) complete(have map[string]bool) bool {
 }
 
 // canSpare reports whether the group can commit without one of its voters: a
-// majority of the others is there.
+// majority of the others acknowledges entries now. Those that are behind, such
+// as one on a new disk, don't.
 func (w desiredGroup) canSpare(have map[string]bool, without string) bool {
 	voters, there := 0, 0
 	for name, vote := range have {
@@ -201,11 +203,18 @@ func (w desiredGroup) canSpare(have map[string]bool, without string) bool {
 			continue
 		}
 		voters++
-		if _, ok := w.report(name); ok || name == w.self {
+		if r, ok := w.report(name); name == w.self || ok && canCommit(r) && w.group.Reachable(name) {
 			there++
 		}
 	}
-	return voters > 0 && there > voters/2
+	return there > voters/2
+}
+
+// canCommit reports whether a replica had its group's log when it sent its
+// report, so that it acknowledges entries. One that an operator has rebuilt
+// does so until it loses its vote.
+func canCommit(r groupReport) bool {
+	return caughtUp(r) && !r.Halted && (r.Fenced == "" || r.Fenced == toBeRebuilt)
 }
 
 // pickTransferee returns a member to transfer leadership to, "" if there is

@@ -20,14 +20,16 @@ import (
 //
 //	group leader=NODE voters=(…) [learners=(…)]  the members that the group has
 //	want voters=(…) [learners=(…)]               those that it is to have; the first is to lead
-//	node NAME [behind=N] [empty] [fenced] [fresh]  NAME is up and reports its replica
+//	node NAME [behind=N] [empty] [fenced] [ordered] [fresh]  NAME is up and reports its replica
 //	down NAME                                    NAME is not up
+//	silent NAME                                  NAME was up a moment ago, and does not reply to its leader
 //	early, late                                  whether a transfer for balance is too early
 //	fail                                         the next change is not carried out
 //	step                                         take one step
 //	run                                          take steps until there is none
 //
-// A replica that is empty has applied nothing; a node that is fresh has not
+// A replica that is empty has applied nothing; for one that is ordered an
+// operator has asked for a rebuild; a node that is fresh has not
 // been up for long. Steps print what they do, and at last the members: voters,
 // then learners in brackets, and the leader with a star.
 func TestReconcileScripts(t *testing.T) {
@@ -44,6 +46,7 @@ type reconcileScript struct {
 	members map[string]bool
 	reports map[string]groupReport
 	fresh   map[string]bool
+	silent  map[string]bool
 	early   bool
 	fail    bool // the next change
 	out     strings.Builder
@@ -72,7 +75,7 @@ func scriptBlock(out *strings.Builder, run func(*datadriven.TestData)) func(*tes
 func (s *reconcileScript) run(d *datadriven.TestData) {
 	switch d.Cmd {
 	case "group":
-		*s = reconcileScript{t: s.t, members: s.votes(d), reports: map[string]groupReport{}, fresh: map[string]bool{}}
+		*s = reconcileScript{t: s.t, members: s.votes(d), reports: map[string]groupReport{}, fresh: map[string]bool{}, silent: map[string]bool{}}
 		d.ScanArgs(s.t, "leader", &s.want.self)
 	case "want":
 		var voters []string
@@ -87,9 +90,14 @@ func (s *reconcileScript) run(d *datadriven.TestData) {
 		if d.HasArg("fenced") {
 			r.Fenced = "another log"
 		}
-		s.reports[name], s.fresh[name] = r, d.HasArg("fresh")
+		if d.HasArg("ordered") {
+			r.Fenced = toBeRebuilt
+		}
+		s.reports[name], s.fresh[name], s.silent[name] = r, d.HasArg("fresh"), false
 	case "down":
 		delete(s.reports, d.CmdArgs[0].Key)
+	case "silent":
+		s.silent[d.CmdArgs[0].Key] = true
 	case "early", "late":
 		s.early = d.Cmd == "early"
 	case "fail":
@@ -195,3 +203,5 @@ func (s *reconcileScript) Demote(_ context.Context, name string) error {
 func (s *reconcileScript) Remove(_ context.Context, name string) error {
 	return s.change("remove", name, func() { delete(s.members, name) })
 }
+
+func (s *reconcileScript) Reachable(name string) bool { return !s.silent[name] }
