@@ -45,9 +45,10 @@ type certifier struct {
 	searching *natslink.Message // whose conditions are being compared
 	steps     int               // that are left for it
 
-	where []int               // scratch of isRemembered
-	tx    wal.Transaction     // scratch of record
-	cert  lockmgr.Transaction // scratch of record and rebuild
+	where []int                 // scratch of isRemembered
+	marks map[lockmgr.ID]uint64 // of park: the newest mark of each session's requests
+	tx    wal.Transaction       // scratch of record
+	cert  lockmgr.Transaction   // scratch of record and rebuild
 }
 
 // certifiedBatch is a batch in flight. Its bytes identify it when they come
@@ -81,7 +82,7 @@ type judged struct {
 
 func newCertifier(o lockmgr.Options, now func() time.Time) *certifier {
 	unknown := func(string) (may bool, first, last uint64) { return true, 1, 0 }
-	return &certifier{now: now, mayHaveID: unknown, table: lockmgr.New(o), recent: newRecent()}
+	return &certifier{now: now, mayHaveID: unknown, table: lockmgr.New(o), recent: newRecent(), marks: map[lockmgr.ID]uint64{}}
 }
 
 // certify decides on each request in turn, as the leader in a term, and puts
@@ -255,11 +256,13 @@ func (c *certifier) bound(r *request, item *queryItem) uint64 {
 // compare.
 func (c *certifier) park(rs []*request) (rest []*request, parked []*natslink.Message) {
 	c.searching = nil
+	clear(c.marks)
 	for _, r := range rs {
+		before := c.markBefore(r)
 		if len(parked) > 0 && parked[len(parked)-1] == r.message {
 			continue
 		}
-		if !c.isRemembered(r) || !c.matchEarly(r) {
+		if !c.isRemembered(r, before) || !c.matchEarly(r) {
 			parked = append(parked, r.message)
 		}
 	}
@@ -285,8 +288,22 @@ func setOf(ms []*natslink.Message) map[*natslink.Message]bool {
 	return set
 }
 
-// isRemembered reports whether the certifier can decide on a request.
-func (c *certifier) isRemembered(r *request) bool {
+// markBefore returns the newest high-water mark of the requests before r in its
+// session, in this call of certify.
+func (c *certifier) markBefore(r *request) (before uint64) {
+	if r.cert.Session == (lockmgr.ID{}) || c.table.Floor() == 0 {
+		return 0
+	}
+	before = c.marks[r.cert.Session]
+	c.marks[r.cert.Session] = max(before, r.cert.HighWaterMark)
+	return before
+}
+
+// isRemembered reports whether the certifier can decide on a request. before is
+// the newest mark of those before it in its session. Once they have entered,
+// the table knows that the session was alone after that mark, and may forget
+// what it knows of the time before.
+func (c *certifier) isRemembered(r *request, before uint64) bool {
 	switch {
 	case r.message == nil:
 		return true
@@ -295,8 +312,12 @@ func (c *certifier) isRemembered(r *request) bool {
 	case len(r.unless) == 0 && r.cert.HighWaterMark >= c.table.Floor():
 		return true
 	}
-	if f := r.finding; f != nil && (f.checks >= maxLogChecks || f.decides()) {
+	f := r.finding
+	if f != nil && (f.checks >= maxLogChecks || f.decides()) {
 		return true
+	}
+	if floor := c.table.Floor(); before > r.cert.HighWaterMark && r.cert.HighWaterMark < floor && (f == nil || f.through < floor) {
+		return false
 	}
 	c.where = c.table.Unknown(c.where[:0], &r.cert)
 	return len(c.where) == 0 && !slices.ContainsFunc(r.unless, func(i queryItem) bool { return c.isUnremembered(r, &i) })

@@ -138,3 +138,43 @@ func TestAMatchIsTheAnswerAndNotAForgottenLock(t *testing.T) {
 		t.Errorf("floor %d: %+v, %+v", c.stats().Floor, j.verdict, j.matched)
 	}
 }
+
+// What the certifier knows of a session's own lock may be forgotten when an
+// earlier transaction of the session enters: one with an older mark behind it
+// is then looked up, and not refused for what nobody may have recorded.
+func TestAnOlderMarkBehindANewerOneOfItsSessionIsLookedUp(t *testing.T) {
+	c := newCertifier(lockmgr.Options{Locks: 2}, time.Now)
+	number := func(seq, mark int) *request {
+		return decodeIn(t, &natslink.Message{}, fmt.Sprintf("Cantus-Session: s\r\nCantus-Session-Seq: %d\r\nCantus-High-Water-Mark: %d\r\nCantus-Write-Lock: own\r\n", seq, mark))
+	}
+	commit := func(rs ...*request) {
+		t.Helper()
+		out := c.certify(1, rs)
+		if len(out.passed) != len(rs) {
+			t.Fatalf("%d of %d pass, %d messages leave", len(out.passed), len(rs), len(out.parked))
+		}
+		recordCertified(t, c, out.data)
+	}
+	other := func(lock string) *request {
+		return decodeIn(t, &natslink.Message{}, "Cantus-Append-Lock: "+lock+"\r\n")
+	}
+	commit(other("a"), other("b"))
+	commit(number(1, 2), other("c"))
+	commit(number(2, 2), other("d"))
+	if floor := c.table.Floor(); floor <= 2 {
+		t.Fatalf("the floor is %d", floor)
+	}
+	third, fourth := number(3, 6), number(4, 2)
+	out := c.certify(1, []*request{third, fourth})
+	if len(out.passed) != 1 || len(out.parked) != 1 || out.parked[0] != fourth.message {
+		t.Fatalf("%d pass, %d messages leave, refused is %+v", len(out.passed), len(out.parked), out.notPassed)
+	}
+	recordCertified(t, c, out.data)
+	if need := c.unremembered(fourth); len(need.unknown) != 1 {
+		t.Fatalf("to be looked up: %+v", need)
+	}
+	again := number(4, 2)
+	again.finding = &logFinding{checks: 1, through: c.table.Committed(), locks: make([]lockmgr.Recorder, 1), unless: []subjects.MatchedCondition{}}
+	again.finding.apply(&again.cert)
+	commit(again)
+}
