@@ -130,7 +130,8 @@ type nodeSim struct {
 	lost      map[string]bool // nodes whose disk was erased, and that the cluster has not removed yet
 	ready     map[string]bool // nodes whose process is ready, or was
 	outdated  map[string]bool // nodes on an older copy of their disk, which others must refuse
-	uncertain time.Time       // until then a node may have to be replaced because of that
+	uncertain time.Time       // until then a node may have to be replaced because of that, or its leaders don't know that its disk was erased
+	ordered   time.Time       // the last request to rebuild a replica
 
 	recorder *workload.Recorder
 	mix      *workload.Mix
@@ -159,14 +160,22 @@ func (s *nodeSim) Summary() string {
 	if s.report == nil {
 		return "not judged"
 	}
-	inSession := 0
+	inSession, moved := 0, 0
 	operations := s.recorder.History().Operations
 	for _, o := range operations {
 		if o.Append != nil && o.Append.Session != "" || len(o.Batch) > 0 && o.Batch[0].Session != "" {
 			inSession++
 		}
 	}
-	return fmt.Sprintf("%d operations, %d of them in sessions; %d transactions", len(operations), inSession, s.report.Transactions)
+	for _, d := range s.recorder.History().Drains {
+		for _, t := range d.Transactions {
+			if t.Move != nil {
+				moved++
+			}
+		}
+	}
+	return fmt.Sprintf("%d operations, %d of them in sessions; %d transactions, of which %d moved a cursor",
+		len(operations), inSession, s.report.Transactions, moved/3)
 }
 
 func (s *nodeSim) process(name string) *simProcess {
@@ -246,6 +255,7 @@ func (s *nodeSim) Process(ctx context.Context, n *sim.Node) error {
 func (s *nodeSim) replace(n *sim.Node) {
 	s.mu.Lock()
 	s.lost[n.Name] = true
+	s.uncertain = time.Now().Add(2 * time.Second)
 	s.outdated[n.Name] = false
 	s.mu.Unlock()
 	n.Erase()
@@ -394,13 +404,15 @@ func (s *nodeSim) Operate(ctx context.Context, n *sim.Node, f sim.Fault) error {
 		s.blockRaft(ctx, n.Name)
 		return nil
 	case sim.Rebuild:
-		// A replica that is rebuilt has no vote. If another node has just lost its
-		// disk, and its leader has not noticed yet, no majority is left.
+		// A replica that is rebuilt has no vote. A node refuses that where no
+		// majority is left, but its leader notices only after a moment that
+		// another node has lost its disk.
 		s.mu.Lock()
-		replaced := len(s.lost) > 0 || time.Now().Before(s.uncertain)
+		early := time.Now().Before(s.uncertain)
+		s.ordered = time.Now()
 		s.mu.Unlock()
-		if replaced {
-			return errors.New("a node is to be replaced")
+		if early {
+			return errors.New("a node has just lost its disk, or is to be replaced")
 		}
 		return s.ask(ctx, "node."+n.Name+".rebuild", map[string]any{"partition": partition})
 	case sim.Restart:
@@ -414,6 +426,14 @@ func (s *nodeSim) Operate(ctx context.Context, n *sim.Node, f sim.Fault) error {
 	case sim.Replace, sim.Rollback:
 		if why := s.await(5*time.Second, s.incomplete); why != "" {
 			return errors.New(why)
+		}
+		// A rebuild may have been asked for that does not show yet: with it,
+		// two of three replicas would be lost.
+		s.mu.Lock()
+		ordered := time.Since(s.ordered) < 5*time.Second
+		s.mu.Unlock()
+		if ordered {
+			return errors.New("a replica is to be rebuilt")
 		}
 		if f.Kind == sim.Rollback {
 			s.mu.Lock()
@@ -597,7 +617,7 @@ func (s *nodeSim) Run(ctx context.Context, schedule sim.Schedule) {
 	}
 	s.mix = workload.StartMix(ctx, workload.MixOptions{
 		Partitions: nodeSimPartitions, Seed: s.seed, Clients: clients, Pace: 30 * time.Millisecond, MaxPayload: 4 << 10,
-		Conditions: s.seed%4 == 3, Atomic: s.seed%4 == 3, Sessions: s.seed%4 == 3,
+		Conditions: s.seed%4 == 3, Atomic: s.seed%4 == 3, Sessions: s.seed%4 == 3, Moves: s.seed%4 == 3,
 	})
 	s.cluster.Run(ctx, schedule)
 	time.Sleep(time.Second)

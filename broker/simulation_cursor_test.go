@@ -140,6 +140,43 @@ func (c *dataConsumer) disturb(ctx context.Context) {
 	}
 }
 
+// moveAll moves each cursor once more, when nobody else uses it any more: none
+// may stay where it is for good.
+func (s *dataSim) moveAll(ctx context.Context) {
+	for i := range dataSimCursors {
+		c := &dataConsumer{dataClient{s: s, id: 300 + i, rng: rand.New(rand.NewPCG(s.seed, 300+uint64(i)))}, fmt.Sprint("k", i)}
+		moved := !s.consuming
+		for began := time.Now(); !moved && ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
+			if at, ok := c.ask(nil); ok && at.Error == nil {
+				moved = at.HighWaterMark == 0 || c.moveOnce(at)
+			}
+			if c.node = c.rng.IntN(3); time.Since(began) > lastMove {
+				s.cluster.Fail("cursor %s could not be moved in %v, when all was healed and nobody else used it", c.cursor, lastMove)
+				return
+			}
+		}
+	}
+}
+
+// lastMove is how long it may take to move a cursor that nobody else uses.
+const lastMove = 20 * time.Second
+
+// moveOnce takes the cursor over where it is, and has one transaction move it.
+func (c *dataConsumer) moveOnce(at *subjects.CursorReply) bool {
+	c.seq++
+	session := fmt.Sprintf("c%d-m%d", c.id, c.seq)
+	owner := subjects.SessionOwner(session)
+	taken, known := c.ask(&subjects.CursorRequest{Txid: &at.Txid, Expected: &at.Txid, Owner: &owner, ExpectedOwner: &at.Owner})
+	if !known || taken.Error != nil {
+		return false
+	}
+	r := &dataRequest{session: session, seq: 1, id: numberOf(session, 1), mark: at.HighWaterMark, moves: subjects.Move{Cursor: c.cursor, Txid: at.HighWaterMark}, isOurs: true}
+	r.payload = fmt.Sprintf("%d %s", at.Txid, r.id)
+	c.s.judge.begin(r)
+	c.sendInOrder([]*dataRequest{r})
+	return r.reply != nil && r.reply.Error == nil
+}
+
 // ask sends a request to the cursor once, nil to read it, and waits for the
 // answer.
 func (c *dataConsumer) ask(set *subjects.CursorRequest) (*subjects.CursorReply, bool) {

@@ -136,6 +136,7 @@ func (s *dataSim) Run(ctx context.Context, schedule sim.Schedule) {
 	time.Sleep(4 * time.Second)
 	stop()
 	running.Wait()
+	s.moveAll(ctx)
 	same := false
 	for deadline := time.Now().Add(time.Minute); !same && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		same = s.Converged() || len(s.cluster.Failures()) > 0
@@ -302,7 +303,9 @@ func (r *dataSimNode) serve(ctx context.Context) {
 		if r.stumble(term) {
 			return refusedProposal{}
 		}
-		return p.group.Propose(data)
+		proposed := p.group.Propose(data)
+		r.linger()
+		return proposed
 	}
 	p.cursors.propose = c.propose
 	p.cursors.queue.open()
@@ -335,6 +338,21 @@ func (r *dataSimNode) stumble(term uint64) (refused bool) {
 		}
 	}
 	return kind == 2
+}
+
+// linger lets a goroutine that has proposed go on late, now and then.
+func (r *dataSimNode) linger() {
+	s := r.s
+	if !s.consuming {
+		return
+	}
+	s.mu.Lock()
+	kind := s.rng.IntN(100)
+	late := time.Duration(s.rng.Int64N(int64(500 * time.Millisecond)))
+	s.mu.Unlock()
+	if kind == 0 {
+		time.Sleep(late)
+	}
 }
 
 // refusedProposal is one that raft refuses once it gets to it.

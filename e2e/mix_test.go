@@ -19,7 +19,7 @@ type mix struct {
 // startMix starts a few writers and readers for each partition, on all nodes.
 // Their choices come from the seed.
 func startMix(c *cluster, partitions int, seed uint64) *mix {
-	o := workload.MixOptions{Partitions: partitions, Seed: seed, Conditions: true, Atomic: true, Sessions: true}
+	o := workload.MixOptions{Partitions: partitions, Seed: seed, Conditions: true, Atomic: true, Sessions: true, Moves: true}
 	for i := range 6 * partitions {
 		o.Clients = append(o.Clients, c.dial(c.nodes[i%len(c.nodes)].name))
 	}

@@ -67,6 +67,8 @@ type partition struct {
 	begun    timeline              // the highest txid that may be committed
 	seen     timeline              // the highest txid that was known to be committed
 	locks    int                   // how many were recorded in the log
+	moves    map[string][]move     // of each cursor, by transactions that are committed
+	mayMove  map[string][]*attempt // by those that may be, and are trimmed
 }
 
 // attempt is one request to append a transaction: an append, or a part of a
@@ -205,6 +207,19 @@ func (t *timeline) before(at int64) uint64 {
 		return 0
 	}
 	return t.points[i-1].txid
+}
+
+// reached returns the first time with a txid or a higher one, the end of time
+// if there is none.
+func (t *timeline) reached(txid uint64) int64 {
+	i, _ := slices.BinarySearchFunc(t.points, txid, func(p point, txid uint64) int { return cmp.Compare(p.txid, txid) })
+	for i > 0 && t.points[i-1].txid >= txid {
+		i--
+	}
+	if i == len(t.points) {
+		return math.MaxInt64
+	}
+	return t.points[i].at
 }
 
 // measure computes when each transaction took effect, and what was known and

@@ -76,6 +76,9 @@ const (
 	CursorOther    Class = "cursor-other"
 	CursorInvented Class = "cursor-invented"
 	CursorRefused  Class = "cursor-refused"
+	MoveMissed     Class = "move-missed"
+	OwnerMissed    Class = "owner-missed"
+	OwnerFalse     Class = "owner-false"
 )
 
 // classes explains each class.
@@ -86,7 +89,7 @@ var classes = []struct {
 	{LostPrefix, "an acknowledged transaction is missing at the beginning of a replica's log, and no trim asked for that"},
 	{LostMiddle, "an acknowledged transaction is missing within a replica's log"},
 	{LostTail, "an acknowledged transaction is missing at the end of a replica's log"},
-	{AcknowledgedOther, "the txid of an acknowledgement has another payload, kind, high-water mark, other headers or other locks than was sent"},
+	{AcknowledgedOther, "the txid of an acknowledgement has another payload, kind, high-water mark or cursor, other headers or other locks than was sent"},
 	{AcknowledgedID, "the txid of an acknowledgement has another message id than was sent"},
 	{AcknowledgedTwice, "two transactions were acknowledged with the same txid"},
 	{AcknowledgedTime, "an acknowledgement has another time than the transaction"},
@@ -115,7 +118,7 @@ var classes = []struct {
 	{TrimMissing, "a replica keeps what a trim said it has removed"},
 
 	{ConflictMissed, "a transaction is committed although one of its locks was recorded after its high-water mark"},
-	{AheadMissed, "a transaction is committed although its high-water mark is not below its txid"},
+	{AheadMissed, "a transaction is committed although its high-water mark, or the position of the cursor that it moves, is not below its txid"},
 	{ConflictFalse, "a conflict names a transaction or a lock that does not justify it"},
 	{ConflictUncommitted, "a conflict names a transaction that was never committed"},
 	{ConflictIncomplete, "a conflict leaves out a violated lock, or names a transaction that is not the newest with it"},
@@ -144,10 +147,13 @@ var classes = []struct {
 	{TwoLeaders, "two nodes led a partition in the same term"},
 
 	{CursorStale, "a cursor's answer is older than one that came before the request"},
-	{CursorLost, "a cursor was set from another position than the expected one"},
-	{CursorOther, "a cursor had two positions at the same time stamp"},
-	{CursorInvented, "a cursor has a position that nobody set"},
-	{CursorRefused, "a cursor was refused as being elsewhere although it was at the expected position"},
+	{CursorLost, "a cursor was set from another position than the expected one, or from another owner"},
+	{CursorOther, "a cursor had two positions, or owners, at the same time stamp"},
+	{CursorInvented, "a cursor has a position, or an owner, that nobody set"},
+	{CursorRefused, "a cursor was refused as being elsewhere, or another owner's, although it was as expected"},
+	{MoveMissed, "a cursor has not moved with a committed transaction"},
+	{OwnerMissed, "a transaction is committed although the cursor that it moves was not its session's"},
+	{OwnerFalse, "a transaction was refused because of its cursor, which was its session's all the time"},
 }
 
 // Meaning returns what a class means, in a sentence without its end.

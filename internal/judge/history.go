@@ -90,6 +90,8 @@ type Result struct {
 	// be left out.
 	Error         *subjects.Error `json:"error,omitempty"`
 	HighWaterMark *uint64         `json:"high_water_mark,omitempty"`
+	// Owner is that of the cursor after the operation, "" if it has none.
+	Owner string `json:"owner,omitempty"`
 }
 
 // open reports whether the operation may have been carried out without the
@@ -106,6 +108,9 @@ type Transaction struct {
 	// Session and SessionSeq are the session and the number in it.
 	Session    string `json:"session,omitempty"`
 	SessionSeq uint64 `json:"session_seq,omitempty"`
+	// Move is the cursor that moves with the transaction, nil for none. An
+	// atomic batch has it in its first transaction.
+	Move *Move `json:"move,omitempty"`
 	// Content stands for the payload: a hash of it, say. It is compared and
 	// nothing else. If it is empty, it is not known.
 	Content string `json:"content,omitempty"`
@@ -192,6 +197,8 @@ func (t *Transaction) difference(o *Transaction) string {
 		return "another message id"
 	case t.Session != o.Session || t.SessionSeq != o.SessionSeq:
 		return "another session, or number in it"
+	case (t.Move == nil) != (o.Move == nil) || t.Move != nil && *t.Move != *o.Move:
+		return "another cursor, or position of it"
 	case t.Content != o.Content && t.Content != "" && o.Content != "":
 		return otherContent
 	case t.Headers != o.Headers && t.Headers != "" && o.Headers != "":
@@ -264,9 +271,11 @@ type Info struct {
 
 // Cursor reads a cursor, or sets it if Set is not nil.
 type Cursor struct {
-	Name     string  `json:"name"`
-	Set      *uint64 `json:"set,omitempty"`
-	Expected *uint64 `json:"expected,omitempty"`
+	Name          string  `json:"name"`
+	Set           *uint64 `json:"set,omitempty"`
+	Expected      *uint64 `json:"expected,omitempty"`
+	Owner         *string `json:"owner,omitempty"`
+	ExpectedOwner *string `json:"expected_owner,omitempty"`
 }
 
 // Trim deletes the oldest transactions.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -44,6 +45,37 @@ func TestCorrectHistories(t *testing.T) {
 		if outcomes[o] < 100 {
 			t.Errorf("%d operations were %s: the test sees little", outcomes[o], o)
 		}
+	}
+}
+
+// TestCorrectHistoriesWithClocks is that for cursors that are set by a clock
+// which is ahead of the log's, so that a transaction may move one at a time
+// that is later than its own.
+func TestCorrectHistoriesWithClocks(t *testing.T) {
+	moved := 0
+	for seed := range uint64(testkit.Sized(20, 100, 2000)) {
+		g := newGenerator(seed, 2)
+		g.sessions, g.moves = true, true
+		g.h.Header.ClockSkew = 5000
+		for _, m := range g.models {
+			m.ahead = func() int64 { return g.Int64N(5000) }
+		}
+		for range 1000 {
+			g.step()
+		}
+		h := g.finish()
+		h.Operations = slices.DeleteFunc(h.Operations, func(o *judge.Operation) bool { return o.Info != nil })
+		if r := judge.Check(h); len(r.Findings) > 0 {
+			t.Fatalf("seed %d: %v\n%s", seed, r.Count, r.Findings[0].Text)
+		}
+		for _, s := range h.Drains[0].Transactions {
+			if s.Move != nil {
+				moved++
+			}
+		}
+	}
+	if moved < 100 {
+		t.Errorf("%d transactions moved a cursor: the test sees little", moved)
 	}
 }
 

@@ -90,6 +90,9 @@ func (p *partition) checkLocks() {
 		if t.HighWaterMark != nil && t.mark() >= t.atomic().First {
 			p.find(AheadMissed, "txid %d has the high-water mark %d", t.Txid, t.mark())
 		}
+		if to := t.moves(); to.Txid >= t.atomic().First {
+			p.find(AheadMissed, "txid %d moves cursor %q to %d", t.Txid, to.Cursor, to.Txid)
+		}
 		if t.Txid == t.atomic().First || i == 0 { // those of an atomic batch don't conflict with each other
 			for _, u := range p.rest(i) {
 				p.checkClean(u, &tree)

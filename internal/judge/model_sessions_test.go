@@ -67,12 +67,14 @@ func (g *generator) inSession(m *model) {
 		if o == nil {
 			o = g.numbered(m, w, w.last+1)
 		}
-		switch g.addSession(m, o) {
-		case judge.OK:
+		switch r := g.addSession(m, o); {
+		case r.Outcome == judge.OK:
 			w.last++
 			w.sent, w.open = append(w.sent, o), nil
-		case judge.Unknown:
+		case r.Outcome == judge.Unknown:
 			w.open = o
+		case r.Error.Reason == subjects.WrongLast:
+			delete(g.writers, m.number) // it is over
 		default:
 			w.open = nil
 		}
@@ -85,6 +87,7 @@ func (g *generator) numbered(m *model, w *sessionWriter, seq uint64) *judge.Oper
 	mark := m.last() - min(m.last(), g.Uint64N(6))
 	first.ID, first.Session, first.SessionSeq, first.ExpectedLast, first.HighWaterMark = "", w.name, seq, nil, &mark
 	first.Write = append(first.Write, w.lock)
+	g.addMove(m, first)
 	if !g.atomics || g.IntN(4) > 0 {
 		first.Identify()
 		return &judge.Operation{Append: first}
@@ -101,7 +104,7 @@ func (g *generator) numbered(m *model, w *sessionWriter, seq uint64) *judge.Oper
 
 // addSession sends what an operation has sent, and returns what its client
 // knows afterwards.
-func (g *generator) addSession(m *model, sent *judge.Operation) judge.Outcome {
+func (g *generator) addSession(m *model, sent *judge.Operation) judge.Result {
 	o := &judge.Operation{Append: sent.Append, Batch: sent.Batch, Atomic: sent.Atomic}
 	g.add(m, o, func(o *judge.Operation) {
 		if o.Append != nil {
@@ -112,5 +115,5 @@ func (g *generator) addSession(m *model, sent *judge.Operation) judge.Outcome {
 		g.now += int64(len(o.Batch))
 		o.End = max(o.End, g.now)
 	})
-	return o.Outcome
+	return o.Result
 }

@@ -27,11 +27,14 @@ type model struct {
 	contents map[uint64]string
 	cursors  map[string]*position
 	term     uint64
+	// ahead is by how much the clock of cursor writes is ahead of the log's.
+	ahead func() int64
 }
 
 type position struct {
-	txid uint64
-	time int64
+	txid  uint64
+	time  int64
+	owner string
 }
 
 func newModel(number int) *model {
@@ -135,7 +138,7 @@ func (m *model) refusal(tx *judge.Transaction, now int64) judge.Result {
 		r.Error.Txid, r.Error.Unless = match.Txid, match
 		return r
 	}
-	return judge.Result{}
+	return m.stays(tx)
 }
 
 // store appends a transaction.
@@ -146,6 +149,7 @@ func (m *model) store(tx *judge.Transaction, now int64) judge.Result {
 	if tx.ID != "" {
 		m.ids[tx.ID] = stored
 	}
+	m.move(stored)
 	return judge.Result{Outcome: judge.OK, Txid: stored.Txid, Time: stored.Time}
 }
 
@@ -219,32 +223,6 @@ func (m *model) trim(before uint64, now int64) {
 	}
 }
 
-// setCursor sets or reads a cursor.
-func (m *model) setCursor(c *judge.Cursor, now int64) (r judge.Result) {
-	p := m.cursors[c.Name]
-	if p == nil {
-		p = &position{}
-	}
-	switch {
-	case c.Set != nil && *c.Set > m.last():
-		r = refuse(subjects.Ahead)
-	case c.Set != nil && c.Expected != nil && *c.Expected != p.txid:
-		r = refuse(subjects.WrongLast)
-		r.Txid, r.Time = p.txid, p.time
-	case c.Set != nil && *c.Set == 0:
-		delete(m.cursors, c.Name)
-		r.Outcome = judge.OK
-	case c.Set != nil:
-		p = &position{*c.Set, epoch + now}
-		m.cursors[c.Name] = p
-		fallthrough
-	default:
-		r = judge.Result{Outcome: judge.OK, Txid: p.txid, Time: p.time}
-	}
-	r.HighWaterMark = new(m.last())
-	return r
-}
-
 // generator makes a history of operations that overlap: each happens at one
 // moment between its start and its end.
 type generator struct {
@@ -256,7 +234,9 @@ type generator struct {
 	count  int
 	// atomics has it send atomic batches, and sessions transactions of sessions.
 	atomics, sessions bool
-	writers           map[int]*sessionWriter // by partition
+	// moves has it give cursors to sessions, and to others, and move them.
+	moves   bool
+	writers map[int]*sessionWriter // by partition
 }
 
 const replicas = 3
@@ -267,11 +247,11 @@ func generate(seed uint64, operations int) *judge.History {
 	return generateWith(seed, operations, true)
 }
 
-// generateWith generates a history with atomic batches and sessions, or without
-// either.
+// generateWith generates a history with atomic batches, sessions, and cursors
+// that they move, or without any.
 func generateWith(seed uint64, operations int, with bool) *judge.History {
 	g := newGenerator(seed, 2)
-	g.atomics, g.sessions = with, with
+	g.atomics, g.sessions, g.moves = with, with, with
 	for range operations {
 		g.step()
 	}
@@ -545,26 +525,4 @@ func (g *generator) info(m *model) {
 		}
 		o.Outcome, o.HighWaterMark = judge.OK, new(m.last())
 	})
-}
-
-func (g *generator) cursor(m *model) {
-	c := &judge.Cursor{Name: []string{"billing", "audit", "mail"}[g.IntN(3)]}
-	if g.IntN(2) == 0 {
-		c.Set = new(g.Uint64N(m.last() + 1))
-		if g.IntN(20) == 0 || c.Name == "mail" && g.IntN(4) == 0 {
-			*c.Set = 0
-		} else if g.IntN(40) == 0 {
-			*c.Set = m.last() + 50
-		}
-		if p := m.cursors[c.Name]; g.IntN(2) == 0 {
-			c.Expected = new(uint64)
-			if p != nil {
-				*c.Expected = p.txid
-			}
-			if g.IntN(5) == 0 {
-				*c.Expected++
-			}
-		}
-	}
-	g.add(m, &judge.Operation{Cursor: c}, func(o *judge.Operation) { o.Result = m.setCursor(c, g.now) })
 }

@@ -134,7 +134,7 @@ func (p *planter) sent(partition int, t *judge.Transaction, txid uint64) *judge.
 // planted in a correct history, and no other.
 func TestPlants(t *testing.T) {
 	planted := map[judge.Class]bool{}
-	for _, plants := range [][]plant{replicaPlants, appendPlants, refusalPlants, readPlants, cursorPlants, sessionPlants} {
+	for _, plants := range [][]plant{replicaPlants, appendPlants, refusalPlants, readPlants, cursorPlants, sessionPlants, movePlants} {
 		for _, plant := range plants {
 			planted[plant.class] = true
 			t.Run(string(plant.class)+"/"+plant.name, func(t *testing.T) { plant.test(t) })

@@ -74,6 +74,26 @@ func (s *script) reads(n int, mark uint64) {
 	})
 }
 
+// sets reads or sets the cursor "k", which the model decides on.
+func (s *script) sets(c judge.Cursor) *judge.Operation {
+	c.Name = "k"
+	o := s.add(&judge.Operation{Cursor: &c})
+	o.Result = s.m.setCursor(o.Cursor, s.now)
+	return o
+}
+
+// gives hands the cursor, where it is, to session s or to another owner.
+func (s *script) gives(owner string) *judge.Operation {
+	return s.sets(judge.Cursor{Set: new(s.m.cursorAt("k").txid), Owner: &owner, ExpectedOwner: new(s.m.cursorAt("k").owner)})
+}
+
+// moving returns a number of session s that moves the cursor.
+func moving(seq, to uint64) *judge.Transaction {
+	t := number(seq, 0)
+	t.Move = &judge.Move{Cursor: "k", Txid: to}
+	return t
+}
+
 // finish adds an acknowledged transaction, and the log.
 func (s *script) finish() *judge.History {
 	s.sends(&judge.Transaction{ID: "last", Content: "last"})
@@ -179,6 +199,58 @@ var scripts = map[string]func(*script){
 			s.stores(number(2, 0))
 		} else {
 			s.sends(number(3, 0))
+		}
+	},
+	"a cursor that has not moved": func(s *script) {
+		s.sends(number(1, 0))
+		was := s.gives("session:s")
+		s.sends(moving(2, 1))
+		if read := s.sets(judge.Cursor{}); s.wrong {
+			read.Txid, read.Time = was.Txid, was.Time
+		}
+	},
+	"a cursor that has moved without an answer": func(s *script) {
+		s.sends(number(1, 0))
+		was := s.gives("session:s")
+		s.sends(moving(2, 1)).Result = judge.Result{Outcome: judge.Unknown}
+		s.sends(number(3, 0))
+		if read := s.sets(judge.Cursor{}); s.wrong {
+			read.Txid, read.Time = was.Txid, was.Time
+		}
+	},
+	"a cursor that is not the session's any more": func(s *script) {
+		s.sends(number(1, 0))
+		s.gives("session:s")
+		s.sends(moving(2, 1))
+		if s.gives("session:t"); s.wrong {
+			s.stores(moving(3, 2))
+		} else {
+			s.sends(moving(3, 2))
+		}
+	},
+	"a cursor that is nobody's": func(s *script) {
+		if s.sends(number(1, 0)); s.wrong {
+			s.stores(moving(2, 1))
+		} else {
+			s.sends(moving(2, 1))
+		}
+	},
+	"a cursor that is the session's": func(s *script) {
+		s.sends(number(1, 0))
+		s.gives("session:s")
+		if s.wrong {
+			s.add(&judge.Operation{Append: moving(2, 1), Result: refuse(subjects.WrongLast)}).Error.SessionSeq = new(uint64(1))
+		} else {
+			s.sends(moving(2, 1))
+		}
+	},
+	"a cursor that is taken over from where it was": func(s *script) {
+		s.sends(number(1, 0))
+		s.gives("session:s")
+		s.sends(moving(2, 1))
+		o := s.sets(judge.Cursor{Set: new(uint64(1)), Expected: new(uint64(1)), Owner: new("session:t"), ExpectedOwner: new("session:s")})
+		if s.wrong {
+			o.Cursor.Expected = new(uint64)
 		}
 	},
 	"a torn atomic batch": func(s *script) {

@@ -34,7 +34,7 @@ func (p *partition) checkRefusedAppend(a *attempt) {
 	case e.Reason == subjects.Conflict && e.Unless == nil && len(tx.Write)+len(tx.Read) > 0: // see checkLocks
 	case e.Reason == subjects.WrongLast && tx.Session != "": // see checkSessions
 	case e.Reason == subjects.Ahead && tx.HighWaterMark != nil:
-		p.checkAhead(a.Operation, tx.mark(), "high-water mark")
+		p.checkAhead(a.Operation, max(tx.mark(), tx.moves().Txid), "high-water mark, or cursor position,")
 	case e.Reason == subjects.WrongLast && tx.ExpectedLast != nil:
 		// It is false only if nothing was sent that could have come after it.
 		if last := *tx.ExpectedLast; p.header.AllWriters && last+1 >= p.first && p.seen.before(a.Start) == last && p.begun.until(a.End) <= last {
@@ -87,7 +87,7 @@ func (p *partition) checkRefused(o *Operation) {
 	case reason == subjects.Trimmed && (o.Read != nil || o.Get != nil):
 		p.checkTrimmed(o)
 	case reason == subjects.NotFound && o.Get != nil && o.Get.Lock != "": // see checkNotFound
-	case reason == subjects.WrongLast && o.Cursor != nil && o.Cursor.Expected != nil: // see checkCursors
+	case reason == subjects.WrongLast && o.Cursor != nil && o.Cursor.conditional(): // see checkCursors
 	default:
 		p.find(ReasonUnexpected, "%s's request at %d was refused: %s", o.Client, o.Start, reason)
 	}

@@ -107,6 +107,7 @@ func (p *partition) checkSessions() {
 func (p *partition) checkLastNumber(a *attempt, last uint64, has map[number]uint64, acknowledged map[number]int64) {
 	txid := has[number{a.tx.Session, last}]
 	switch end, known := acknowledged[number{a.tx.Session, last + 1}]; {
+	case last+1 == a.tx.SessionSeq && a.tx.Move != nil: // see checkOwners
 	case last+1 == a.tx.SessionSeq:
 		p.find(SessionFalse, "%v was refused because the last number of its session is %d: it is the next", a, last)
 	case known && end < a.Start:

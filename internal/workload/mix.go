@@ -37,6 +37,8 @@ type MixOptions struct {
 	Atomic bool
 	// Sessions has some transactions sent in sessions.
 	Sessions bool
+	// Moves has sessions take cursors over, and move them.
+	Moves bool
 	// Service says when appends without an outcome are sent again. nil is
 	// Backoff.
 	Service Service
@@ -271,14 +273,23 @@ func (w *mixed) look(ctx context.Context) {
 	case 3:
 		w.client.Get(ctx, w.partition, judge.Get{Lock: w.lock()})
 	default:
-		c := judge.Cursor{Name: []string{"billing", "audit"}[w.IntN(2)]}
-		if w.IntN(2) == 0 {
-			c.Set = &txid
-			if w.IntN(2) == 0 {
-				was, _ := w.client.Cursor(ctx, w.partition, judge.Cursor{Name: c.Name})
-				c.Expected = &was
-			}
-		}
-		_, _ = w.client.Cursor(ctx, w.partition, c)
+		w.cursor(ctx, txid)
 	}
+}
+
+// cursor reads a cursor, or sets it, to a txid for example.
+func (w *mixed) cursor(ctx context.Context, txid uint64) {
+	c := judge.Cursor{Name: []string{"billing", "audit"}[w.IntN(2)]}
+	switch {
+	case w.opts.Moves && w.IntN(3) == 0:
+		w.disturb(ctx)
+		return
+	case w.IntN(2) == 0:
+		c.Set = &txid
+		if w.IntN(2) == 0 {
+			was, _ := w.client.Cursor(ctx, w.partition, judge.Cursor{Name: c.Name})
+			c.Expected = &was.Txid
+		}
+	}
+	_, _ = w.client.Cursor(ctx, w.partition, c)
 }

@@ -27,7 +27,7 @@ func (c *Client) Batch(ctx context.Context, partition int, msgs []*nats.Msg) (ma
 }
 
 // wholeHeaders are the headers that are given for an atomic batch as a whole.
-var wholeHeaders = []string{"Cantus-High-Water-Mark", "Cantus-Unless", "Nats-Msg-Id", "Cantus-Session", "Cantus-Session-Seq",
+var wholeHeaders = []string{"Cantus-High-Water-Mark", "Cantus-Unless", "Nats-Msg-Id", "Cantus-Session", "Cantus-Session-Seq", "Cantus-Cursor",
 	"Nats-Expected-Last-Sequence", "Cantus-Not-After"}
 
 // Atomic appends transactions that commit together, with the headers of whole
@@ -40,7 +40,7 @@ func (c *Client) Atomic(ctx context.Context, partition int, whole *nats.Msg, msg
 			m.Header[key] = values
 		}
 	}
-	o := &judge.Operation{Atomic: true}
+	o, of := &judge.Operation{Atomic: true}, sentTransaction(m)
 	for i, tx := range msgs {
 		t := nats.NewMsg("")
 		t.Header, t.Data = maps.Clone(tx.Header), tx.Data
@@ -53,9 +53,9 @@ func (c *Client) Atomic(ctx context.Context, partition int, whole *nats.Msg, msg
 		}
 		m.Data = appendFrame(m.Data, t)
 		sent := sentTransaction(t)
-		setSession(sent, m)
+		sent.Session, sent.SessionSeq = of.Session, of.SessionSeq
 		if sent.HighWaterMark = number(m, "Cantus-High-Water-Mark"); i == 0 {
-			of := sentTransaction(m)
+			sent.Move = of.Move
 			sent.ID, sent.ExpectedLast, sent.Unless, sent.NotAfter = of.ID, of.ExpectedLast, of.Unless, of.NotAfter
 		}
 		o.Batch = append(o.Batch, *sent)
@@ -140,16 +140,28 @@ func (c *Client) Get(ctx context.Context, partition int, g judge.Get) {
 	c.Recorder.Add(c.Name, start, partition, o)
 }
 
-// Cursor reads a cursor, or sets it if k.Set is not nil, and returns its
-// position. A refusal is not an error.
-func (c *Client) Cursor(ctx context.Context, partition int, k judge.Cursor) (uint64, error) {
+// CursorReply is the answer of a cursor: where it is, and whose.
+type CursorReply struct {
+	Reply
+	Owner string `json:"owner"`
+}
+
+// Cursor reads a cursor, or sets it if k.Set is not nil. A refusal is not an
+// error.
+func (c *Client) Cursor(ctx context.Context, partition int, k judge.Cursor) (r CursorReply, err error) {
 	m := nats.NewMsg(fmt.Sprintf("cantus.cursor.%d.%s", partition, k.Name))
 	if k.Set != nil {
 		body := map[string]any{"txid": *k.Set}
 		if k.Expected != nil {
 			body["expected"] = *k.Expected
 		}
-		m.Data, _ = json.Marshal(body) // numbers
+		if k.Owner != nil {
+			body["owner"] = *k.Owner
+		}
+		if k.ExpectedOwner != nil {
+			body["expected_owner"] = *k.ExpectedOwner
+		}
+		m.Data, _ = json.Marshal(body) // numbers and texts
 	}
 	o := &judge.Operation{Cursor: &k}
 	start := c.Recorder.Now()
@@ -157,22 +169,21 @@ func (c *Client) Cursor(ctx context.Context, partition int, k judge.Cursor) (uin
 	answer, err := c.Request(ctx, m)
 	if err != nil {
 		o.Result = failed(err)
-		return 0, err
+		return r, err
 	}
-	var r Reply
 	if err := json.Unmarshal(answer.Data, &r); err != nil {
 		o.Result = failed(err)
-		return 0, err
+		return r, err
 	}
 	if r.Error != nil {
 		o.Result = refusedBy(r.Error, &r.HighWaterMark)
 	} else {
 		o.Result = judge.Result{Outcome: judge.OK, HighWaterMark: &r.HighWaterMark}
 	}
-	if o.Txid = r.Txid; r.Time != "" {
+	if o.Txid, o.Owner = r.Txid, r.Owner; r.Time != "" {
 		o.Time = nanoseconds(r.Time)
 	}
-	return r.Txid, nil
+	return r, nil
 }
 
 // Trim deletes what is before a txid, and returns what was asked for and done.

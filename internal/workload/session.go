@@ -12,22 +12,32 @@ type session struct {
 	name string // "" before the first
 	mark uint64
 	seq  uint64 // of the last transaction that was sent
+	// cursor is the cursor that the session was given, "" for none, and at is
+	// where it goes next.
+	cursor string
+	at     uint64
+}
+
+// beginSession begins a session if there is none.
+func (w *mixed) beginSession() {
+	if w.session.name == "" {
+		w.count++
+		w.session = session{name: fmt.Sprintf("%s-s%d", w.name, w.count), mark: w.Mark(w.partition)}
+	}
 }
 
 // next returns the next transaction of the session, which has the session's own
 // lock, and sometimes others.
 func (w *mixed) next() *nats.Msg {
+	w.beginSession()
 	s := &w.session
-	if s.name == "" {
-		w.count++
-		*s = session{name: fmt.Sprintf("%s-s%d", w.name, w.count), mark: w.Mark(w.partition)}
-	}
 	s.seq++
 	m := NewAppend(w.partition, fmt.Sprint(s.name, " ", s.seq), "Cantus-Session", s.name, "Cantus-Session-Seq", fmt.Sprint(s.seq),
 		"Cantus-High-Water-Mark", fmt.Sprint(s.mark), "Cantus-Write-Lock", "own."+s.name)
 	if w.IntN(5) == 0 {
 		m.Header.Add("Cantus-Write-Lock", w.lock())
 	}
+	w.addMove(m)
 	return m
 }
 
@@ -35,6 +45,9 @@ func (w *mixed) next() *nats.Msg {
 // waiting, together, or with the one before left out. A refusal ends the
 // session, and so does an unknown outcome of several that are sent together.
 func (w *mixed) inSession(ctx context.Context) {
+	if w.opts.Moves && w.IntN(3) == 0 {
+		w.takeOver(ctx)
+	}
 	m := w.next()
 	switch n := w.IntN(9); {
 	case n < 2:
@@ -85,6 +98,8 @@ func (w *mixed) pipeline(ctx context.Context, first *nats.Msg) {
 			switch s := number(open[0], "Cantus-Session-Seq"); {
 			case err != nil:
 				return r, err
+			case stays(open[0], r): // for good
+				return r, nil
 			case r.Error != nil && r.Error.SessionSeq != nil && *r.Error.SessionSeq >= *s: // committed before
 				r.Error = nil
 			case r.Error != nil && r.Error.SessionSeq != nil && early < maxEarly: // it was there before the one before it

@@ -77,6 +77,14 @@ func setSession(t *judge.Transaction, m *nats.Msg) {
 	if t.Session = m.Header.Get("Cantus-Session"); t.Session != "" {
 		t.SessionSeq = *number(m, "Cantus-Session-Seq")
 	}
+	if text := m.Header.Get("Cantus-Cursor"); text != "" {
+		name, txid, _ := strings.Cut(text, "=")
+		to, err := strconv.ParseUint(txid, 10, 64)
+		if err != nil {
+			panic(fmt.Sprintf("Cantus-Cursor %q: %v", text, err))
+		}
+		t.Move = &judge.Move{Cursor: name, Txid: to}
+	}
 }
 
 func setLocks(t *judge.Transaction, m *nats.Msg) {

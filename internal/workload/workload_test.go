@@ -74,6 +74,18 @@ func TestSentIsStored(t *testing.T) {
 	}
 }
 
+// TestAMoveIsRecorded checks that a cursor that moves with a transaction is
+// recorded when it is sent and when it is read.
+func TestAMoveIsRecorded(t *testing.T) {
+	headers := []string{"Cantus-Session", "s", "Cantus-Session-Seq", "1", "Cantus-Cursor", "billing=812"}
+	want := judge.Move{Cursor: "billing", Txid: 812}
+	sent := workload.SentTransaction(workload.NewAppend(0, "paid", headers...))
+	stored := workload.StoredTransaction(workload.NewAppend(0, "paid", append(headers, "Cantus-Txid", "9", "Cantus-Time", "2026-01-02T03:04:05Z")...))
+	if sent.Move == nil || *sent.Move != want || stored.Move == nil || *stored.Move != want {
+		t.Errorf("sent %+v, read %+v, want %+v", sent.Move, stored.Move, want)
+	}
+}
+
 // TestHistoryIsOfItsTime checks that a history keeps what was recorded when it
 // was asked for, and that a nil Recorder records nothing.
 func TestHistoryIsOfItsTime(t *testing.T) {

@@ -157,4 +157,23 @@ var defects = []defect{
 	{"cursor-moves-on-followers", "a leader does not move the cursors of its own batches", "moves", []edit{{
 		"broker/certifier.go", "		moves = c.inFlight[0].moves\n", "",
 	}}},
+	{"cursor-write-noted-late", "a cursor write is noted as in flight after it was proposed", "moves", []edit{{
+		"broker/cursormove.go", "	o.state.writing = append(o.state.writing, cursorEntry{data, names})\n	o.state.mu.Unlock()\n	return cursorProposal{o, data, propose(data)}",
+		"	o.state.mu.Unlock()\n	proposed := propose(data)\n	o.state.mu.Lock()\n	defer o.state.mu.Unlock()\n	o.state.writing = append(o.state.writing, cursorEntry{data, names})\n	return cursorProposal{o, data, proposed}",
+	}}},
+	{"cursor-write-not-forgotten", "a cursor write stays noted as in flight when it was refused", "moves", []edit{{
+		"broker/cursormove.go", "		p.order.notWritten(p.data)\n", "",
+	}}},
+	{"cursor-owner-unchecked", "a transaction moves a cursor whoever its owner is", "nodes", []edit{{
+		"broker/cursormove.go", "case !known:", "case false && !known:",
+	}, {
+		"broker/cursormove.go", "case at.Owner == \"\":", "case false:",
+	}, {
+		"broker/cursormove.go", "case at.Owner != owner:", "case false && at.Owner != owner:",
+	}, {
+		"broker/cursormove.go", "owned := now.Owner == m.owner", "owned := true",
+	}}},
+	{"cursor-move-forgotten", "a cursor that has moved is not in the next snapshot: a restart brings it back", "nodes", []edit{{
+		"broker/cursormove.go", "		s.dirty[m.name] = true\n", "",
+	}}},
 }
