@@ -301,3 +301,27 @@ func TestARebuildGoesOnAfterARestart(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 }
+
+// While a replica is rebuilt it has no vote. The others must be a majority
+// without it.
+func TestARebuildThatLeavesNoMajorityIsRefused(t *testing.T) {
+	testkit.NotShort(t, "three nodes start, and one again")
+	c := openNodes(t, 3, broker.Options{Partitions: 1})
+	c.awaitPlaced("n1")
+	nc := c.conn("n1")
+	c.stop("n3")
+	var m *nats.Msg
+	eventually(t, "n1 knows that n3 is gone", func() bool {
+		m = ask(t, nc, "cantus.admin.node.n2.rebuild", `{"partition":0}`)
+		return m.Header.Get(subjects.HeaderError) != ""
+	})
+	const want = "partition 0 would have no majority while its replica on n2 is rebuilt: of its other voters n1, n3, its leader n1 counts on n1 only; start the others and let them catch up first"
+	if e := wantRefusal(t, m, subjects.Unavailable); e.Message != want {
+		t.Errorf("refused with %q, want %q", e.Message, want)
+	}
+	c.start("n3")
+	c.operate("n3", subjects.AdminRequest{Partition: new(int)}, "node", "n2", "rebuild")
+	keep(t, nc, 0, "a", "a")
+	c.awaitPlaced("n1")
+	c.checkSame(0, c.names...)
+}

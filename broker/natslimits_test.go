@@ -21,7 +21,7 @@ func TestNATSConfigThatDoesNotLetTheNodeServe(t *testing.T) {
 		account      string
 		words        []string
 	}{
-		{"max_subscriptions", "max_subscriptions: 20", "", []string{"refuses", "cantus.", "maximum subscriptions exceeded"}},
+		{"max_subscriptions", "max_subscriptions: 20", "", []string{"refuses", "subscription to", "maximum subscriptions exceeded"}},
 		{"fewer than the node's own", "max_subscriptions: 2", "", []string{"refuses", "maximum subscriptions exceeded"}},
 		{"max_subscription_tokens", "max_sub_tokens: 3", "", []string{"refuses", "cantus.", "tokens"}},
 		{"max_subs of the account", `accounts { LOG: { limits: { max_subs: 20 }, users: [ {user: "u", password: "p"} ] } }`, "LOG", []string{"refuses", "maximum subscriptions"}},
