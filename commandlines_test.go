@@ -40,6 +40,7 @@ var ranBy = []struct {
 	{page: "docs/guide.md", lines: `^cantus (?:cluster|serve|namespace)`, file: "e2e/docswalks_test.go", test: "olderCopySteps"},
 	{page: "docs/guide.md", lines: `^cantus read 0 --lock room`, file: "cmd/cantus/testdata/script/read.txtar", test: "cantus read 0 --lock room.12 --newest-first --max 5"},
 	{page: "docs/guide.md", lines: `^cantus append 0 --kind enrolled`, file: "cmd/cantus/testdata/script/unless.txtar", test: "cantus append 0 --kind enrolled --append course.c1 --append student.s2 --unless"},
+	{page: "docs/guide.md", lines: `^cantus cursor give|--move billing=`, file: "cmd/cantus/testdata/script/cursor.txtar", test: "cantus cursor give 0 billing --session w9a1d --owner session:w7f2c"},
 	{page: "docs/guide.md", lines: `^cantus append 0 --atomic`, file: "cmd/cantus/testdata/script/atomic.txtar", test: "cantus append 0 --atomic --hwm"},
 	{page: "docs/guide.md", lines: `^cantus bench `, not: "each takes two to four minutes: cmd/internal/bench has tests of its own"},
 	{page: "docs/page.md", lines: `^cantus `, file: "e2e/docswalks_test.go", test: "docs/page.md"},

@@ -94,15 +94,20 @@ func TestCursorsAreListed(t *testing.T) {
 		}
 		want[name] = r
 	}
+	var owned subjects.CursorReply
+	if err := json.Unmarshal(ask(t, nc, "cantus.cursor.0.owned", `{"txid":0,"owner":"session:s1"}`).Data, &owned); err != nil || owned.Owner == "" {
+		t.Fatal(owned, err)
+	}
+	want["owned"] = owned
 	ask(t, nc, "cantus.cursor.0.00", `{"txid":0}`) // removes it
 	delete(want, "00")
 	for _, most := range []int{0, 1, 7, 99, 1000} {
 		all, pages := listed(t, nc, most)
-		if len(all) != len(want) || pages < 2 || most == 1 && pages != 99 {
+		if len(all) != len(want) || pages < 2 || most == 1 && pages != len(want) {
 			t.Errorf("max %d: %d cursors on %d pages", most, len(all), pages)
 		}
 		for i, c := range all {
-			if w := want[c.Name]; c.Txid != w.Txid || !c.Time.Equal(w.Time) || i > 0 && c.Name <= all[i-1].Name {
+			if w := want[c.Name]; c.Txid != w.Txid || c.Owner != w.Owner || !c.Time.Equal(w.Time) || i > 0 && c.Name <= all[i-1].Name {
 				t.Errorf("max %d: %+v, want %+v", most, c, w)
 			}
 		}

@@ -77,7 +77,8 @@ func (l *cursorList) list(r subjects.CursorsRequest, most int) subjects.CursorsR
 		if name <= r.After {
 			continue
 		}
-		c := subjects.CursorPosition{Name: name, Txid: cursors[name].Txid, Time: time.Unix(0, cursors[name].Time).UTC()}
+		at := cursors[name]
+		c := subjects.CursorPosition{Name: name, Txid: at.Txid, Time: time.Unix(0, at.Time).UTC(), Owner: at.Owner}
 		room -= len(mustJSON(c)) + 1
 		if n := len(reply.Cursors); n == r.Max || n > 0 && room < 0 {
 			reply.Next = reply.Cursors[n-1].Name

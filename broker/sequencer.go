@@ -383,7 +383,7 @@ func wrongSeq(r *request, v lockmgr.Verdict) *subjects.Error {
 	case seq <= v.SessionSeq:
 		e = subjects.Errorf(subjects.WrongLast, "number %d of session %q was committed before, with a message id that no longer counts: the next is %d", seq, name, v.SessionSeq+1)
 	default:
-		e = subjects.Errorf(subjects.WrongLast, "number %d of session %q was not accepted: the last that was is %d, so send %d first", seq-1, name, v.SessionSeq, v.SessionSeq+1)
+		e = subjects.Errorf(subjects.WrongLast, "number %d of session %q does not follow %d, the last one that was accepted: send %d first", seq, name, v.SessionSeq, v.SessionSeq+1)
 	}
 	if v.HasSessionSeq {
 		e.SessionSeq = &v.SessionSeq

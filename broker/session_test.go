@@ -86,8 +86,8 @@ func TestSessions(t *testing.T) {
 		if r, _ := tryAppend(nc, "other", inSession("s", 2, 0)...); r.Error == nil || r.Error.Reason != subjects.IDReused || r.Error.Txid != 2 || !strings.Contains(r.Error.Message, `number 2 of session "s" has another payload`) {
 			t.Errorf("another payload: %+v", r.Error)
 		}
-		wantWrongSeq(t, appendOne(t, nc, inSession("s", 5, 0)...), 3, `number 4 of session "s" was not accepted: the last that was is 3, so send 4 first`)
-		wantWrongSeq(t, appendOne(t, nc, inSession("never", 2, 0)...), 0, `session "never" was not accepted: the last that was is 0`)
+		wantWrongSeq(t, appendOne(t, nc, inSession("s", 5, 0)...), 3, `number 5 of session "s" does not follow 3, the last one that was accepted: send 4 first`)
+		wantWrongSeq(t, appendOne(t, nc, inSession("never", 2, 0)...), 0, `number 2 of session "never" does not follow 0, the last one that was accepted: send 1 first`)
 		if r := appendOne(t, nc, inSession("s", 9, 1000)...); r.Error == nil || r.Error.Reason != subjects.Ahead {
 			t.Errorf("a mark beyond the end: %+v", r.Error)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"strconv"
 
 	"github.com/nats-io/nats.go"
 
@@ -346,4 +347,55 @@ func ExampleCursor() {
 	// Output:
 	// 3 <nil>
 	// it stands at 3
+}
+
+// A consumer counts the bytes of each order, and appends what it has counted to
+// the partition that it reads. The count and the consumer's position commit
+// together, so that each order is counted once.
+func ExampleCursor_Give() {
+	c, done := exampleClient()
+	defer done()
+	ctx := context.Background()
+	for _, order := range []string{"ten nails", "one hammer"} {
+		if _, err := c.Append(ctx, &client.Request{Kind: "order", Payload: []byte(order)}); err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	cursor, err := c.Cursor(0, "counter")
+	if err != nil {
+		log.Fatal(err)
+	}
+	at, err := cursor.Get(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	session := c.NewSession(0)
+	if at, err = cursor.Give(ctx, session, at); err != nil {
+		log.Fatal(err) // a *client.CursorMismatchError: another instance was faster
+	}
+
+	following, stop := context.WithCancel(ctx)
+	defer stop()
+	err = c.Follow(following, client.Positions{0: at.Txid}, func(ctx context.Context, tx *client.Transaction) error {
+		count, err := session.Append(ctx, &client.Request{
+			Kind: "count", Payload: strconv.AppendInt(nil, int64(len(tx.Payload)), 10), HighWaterMark: at.HighWaterMark,
+			Move: subjects.Move{Cursor: "counter", Txid: tx.Txid},
+		})
+		if err != nil {
+			return err
+		}
+		_, err = count.Wait(ctx) // or later: a session needs no answer to go on
+		if tx.Txid == at.HighWaterMark {
+			stop() // here the example ends
+		}
+		return err
+	}, client.FollowOptions{Kinds: []string{"order"}})
+	if !errors.Is(err, context.Canceled) {
+		log.Fatal(err)
+	}
+	at, err = cursor.Get(ctx)
+	fmt.Println("counted up to", at.Txid, err)
+	// Output:
+	// counted up to 2 <nil>
 }

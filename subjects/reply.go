@@ -128,7 +128,7 @@ type CursorReply struct {
 	Txid      uint64 `json:"txid"`
 	// Time is when the position was set, zero if it never was.
 	Time time.Time `json:"time,omitzero"`
-	// Owner is the name that set it, "" for none.
+	// Owner is whose the cursor is, "" for nobody's.
 	Owner         string `json:"owner,omitempty"`
 	HighWaterMark uint64 `json:"high_water_mark"`
 	Error         *Error `json:"error,omitempty"`
@@ -160,6 +160,8 @@ type CursorPosition struct {
 	Name string    `json:"name"`
 	Txid uint64    `json:"txid"`
 	Time time.Time `json:"time"`
+	// Owner is whose the cursor is, "" for nobody's.
+	Owner string `json:"owner,omitempty"`
 }
 
 // InfoRequest is the body of a request for a partition's description. It may be

@@ -33,8 +33,8 @@ type appendCmd struct {
 	Kind       token       `placeholder:"KIND" default:"tx" help:"Kind of transaction, one NATS token: the end of its feed subject, and a filter for reads."`
 	ID         string      `name:"id" placeholder:"ID" help:"Message id, at most 128 bytes: a repeat returns the first one's txid and appends nothing, as long as the node remembers the id (--msg-id-window of cantus serve). Generated if not set."`
 	Session    string      `placeholder:"NAME" help:"Session that it is in, one NATS token: its transactions commit in the order of their numbers, and do not conflict with each other. Choose another name for each run of a writer."`
-	SessionSeq *txid       `name:"session-seq" placeholder:"N" help:"Number of the transaction in the session, from 1 on. A repeat appends nothing, as with --id."`
-	Move       string      `placeholder:"CURSOR=TXID" help:"Move a cursor of the session there if the transaction commits, such as billing=812. The cursor is given to the session before, by the owner session:NAME."`
+	SessionSeq *sessionSeq `name:"session-seq" placeholder:"N" help:"Number of the transaction in the session, from 1 on. A repeat appends nothing, as with --id."`
+	Move       string      `placeholder:"CURSOR=TXID" help:"Move a cursor of the session there if the transaction commits, such as billing=812. \"cantus cursor give\" gives it to the session before."`
 	Headers    []string    `name:"header" sep:"none" placeholder:"'K: V'" help:"Header of your own to store with it; repeatable."`
 	Atomic     bool        `help:"Append several transactions, which commit together or not at all: a JSON object a line, with payload or payload_base64, kind, write_locks, read_locks, append_locks and headers as they need them. The flags for locks, kind and headers are not given then; the others are for the whole."`
 	JSON       bool        `name:"json" help:"Print the node's reply as JSON, also when it refuses."`

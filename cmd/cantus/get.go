@@ -16,12 +16,12 @@ type getCmd struct {
 	Partition partition `arg:"" name:"P" help:"Partition to look in, from 0."`
 	Txid      *txid     `arg:"" optional:"" name:"TXID" help:"Id of the transaction, from 1."`
 
-	Lock       lockName `placeholder:"LOCK" help:"Instead of TXID: the last transaction that recorded a lock overlapping this one."`
-	ID         string   `placeholder:"ID" help:"Instead of TXID: the last transaction with this message id."`
-	Session    string   `placeholder:"NAME" help:"Instead of TXID: a transaction of this session, with --session-seq."`
-	SessionSeq *txid    `placeholder:"N" help:"Number of the transaction in the session, from 1 on."`
-	JSON       bool     `name:"json" xor:"form" help:"Print one JSON object, as read --json does."`
-	Payload    bool     `xor:"form" help:"Write the payload alone, byte for byte."`
+	Lock       lockName    `placeholder:"LOCK" help:"Instead of TXID: the last transaction that recorded a lock overlapping this one."`
+	ID         string      `placeholder:"ID" help:"Instead of TXID: the last transaction with this message id."`
+	Session    string      `placeholder:"NAME" help:"Instead of TXID: a transaction of this session, with --session-seq."`
+	SessionSeq *sessionSeq `placeholder:"N" help:"Number of the transaction in the session, from 1 on."`
+	JSON       bool        `name:"json" xor:"form" help:"Print one JSON object, as read --json does."`
+	Payload    bool        `xor:"form" help:"Write the payload alone, byte for byte."`
 
 	connection
 }

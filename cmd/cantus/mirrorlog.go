@@ -377,7 +377,7 @@ func (m *logMirror) bringCursors(ctx context.Context) error {
 		}
 		now := here[c.Name]
 		if c.Txid = min(c.Txid, m.at.txid); c.Txid > 0 && (now.Time.Before(c.Time) || now.Time.Equal(c.Time) && now.Txid < c.Txid) {
-			changed = append(changed, subjects.RestoredCursor(c))
+			changed = append(changed, subjects.RestoredCursor{Name: c.Name, Txid: c.Txid, Time: c.Time})
 		}
 		delete(here, c.Name)
 	}

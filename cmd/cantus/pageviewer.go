@@ -54,6 +54,7 @@ type pageTransaction struct {
 	MsgID       string      `json:"msg_id,omitempty"`
 	Session     string      `json:"session,omitempty"`
 	SessionSeq  uint64      `json:"session_seq,omitempty,string"`
+	Move        string      `json:"move,omitempty"` // as in [subjects.ParseMove]
 	Headers     [][2]string `json:"headers,omitempty"`
 	Bytes       int         `json:"bytes"`
 	// Payload is the payload as text, or as hexadecimal digits if Binary is
@@ -75,7 +76,7 @@ func rowOfPage(t *transaction) *pageTransaction {
 	if t.Atomic != nil {
 		row.Atomic = t.Atomic.String()
 	}
-	row.Session, row.SessionSeq = t.Session, t.SessionSeq
+	row.Session, row.SessionSeq, row.Move = t.Session, t.SessionSeq, t.Move
 	room := shownLocks
 	for _, locks := range []*[]string{&row.WriteLocks, &row.ReadLocks, &row.AppendLocks} {
 		n := min(len(*locks), room)

@@ -27,6 +27,7 @@ type grammar struct {
 	Append     appendCmd     `cmd:"" help:"Append one transaction."`
 	Read       readCmd       `cmd:"" help:"Read transactions in order, and follow new ones."`
 	Get        getCmd        `cmd:"" help:"Show one transaction, by its id or a lock."`
+	Cursor     cursorCmd     `cmd:"" help:"Show, set, give and remove the cursors of a partition."`
 	Status     statusCmd     `cmd:"" help:"Show the cluster and its partitions."`
 	Cluster    clusterCmd    `cmd:"" help:"Operate a cluster: nodes, replicas, leaders."`
 	Upgrade    upgradeCmd    `cmd:"" help:"Find out whether a node may be restarted."`

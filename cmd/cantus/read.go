@@ -34,9 +34,10 @@ type readCmd struct {
 
 func (*readCmd) Help() string {
 	return `Prints a line for each transaction: txid, time, kind, locks (w: write, r: read, a: append), the first and the last
-txid of its atomic batch and its number in a session, if it is in one, and the payload, shortened and with control
-characters escaped. Without --follow it ends at the high-water mark found at the start. With --kind, --lock or --query,
-standard error says up to which transaction what is printed is complete: the --hwm of an append that was computed from it.
+txid of its atomic batch, its number in a session and the cursor that it moves, if it has them, and the payload, shortened
+and with control characters escaped. Without --follow it ends at the high-water mark found at the start. With --kind,
+--lock or --query, standard error says up to which transaction what is printed is complete: the --hwm of an append that
+was computed from it.
 
 Examples:
 

@@ -414,7 +414,7 @@ func (r *logRestore) setCursors(ctx context.Context) error {
 			r.done.Moved = append(r.done.Moved, movedCursor{c.Name, c.Txid, r.end})
 		}
 		if c.Txid = min(c.Txid, r.end); c.Txid > 0 {
-			all = append(all, subjects.RestoredCursor(c))
+			all = append(all, subjects.RestoredCursor{Name: c.Name, Txid: c.Txid, Time: c.Time})
 		}
 	}
 	return r.loader.setCursors(ctx, all)

@@ -50,8 +50,6 @@ func (c *appendCmd) checkSession() error {
 		return usagef("--session-seq is a number in a session: name that by --session")
 	case !hasSeq:
 		return usagef("--session needs --session-seq N, the transaction's number in the session: 1 for the first one")
-	case *c.SessionSeq == 0:
-		return usagef("--session-seq is 0: the first transaction of a session has number 1")
 	case c.ID != "":
 		return usagef("give either --id or --session: the number in a session is the message id")
 	case c.HWM == nil && *c.SessionSeq == 1:

@@ -20,7 +20,7 @@ func TestAppendInASession(t *testing.T) {
 	n.wantRun(0, `^1 \S+ partition=0\n$`, in("--session-seq", "1", "--write", "counter", "--hwm", "0")...)
 	n.wantRun(0, `^2 \S+ partition=0\n$`, in("--session-seq", "2", "--write", "counter", "--hwm", "0")...)
 	n.wantRun(0, `^2 \S+ partition=0 duplicate\n$`, in("--session-seq", "2")...)
-	n.wantRun(exitConflict, `number 3 of session "s1" was not accepted: the last that was is 2, so send 3 first\n$`, in("--session-seq", "4")...)
+	n.wantRun(exitConflict, `number 4 of session "s1" does not follow 2, the last one that was accepted: send 3 first\n$`, in("--session-seq", "4")...)
 	n.wantRun(exitConflict, `"session_seq":2`, in("--session-seq", "4", "--json")...)
 	n.wantRun(exitConflict, `lock counter was recorded by transaction 2`, "append", "0", x, "--write", "counter", "--hwm", "0")
 	n.wantRun(exitConflict, `append with --expected-last 2`, in("--session-seq", "3", "--expected-last", "1")...)
@@ -37,8 +37,9 @@ func TestAppendInASession(t *testing.T) {
 	for _, c := range []struct{ want, args string }{
 		{`--session needs --session-seq N`, "--session s1"},
 		{`--session-seq is a number in a session: name that by --session`, "--session-seq 1"},
-		{`the first transaction of a session has number 1`, "--session s1 --session-seq 0"},
+		{`"0" is no number in a session: give a whole number from 1 on`, "--session s1 --session-seq 0"},
 		{`give either --id or --session`, "--session s1 --session-seq 1 --hwm 0 --id a"},
+		{`--session-seq: "-1" is no number in a session: give a whole number from 1 on`, "--session s1 --session-seq -1"},
 		{`--session-seq 1 needs --hwm TXID`, "--session s1 --session-seq 1"},
 		{`--session: .*s 1|--session: .*s\.1`, "--session s.1 --session-seq 1 --hwm 0"},
 	} {

@@ -150,7 +150,7 @@ func (t *transaction) setPayload(data []byte) {
 }
 
 // line returns the transaction as one line: txid, time, kind, locks, atomic
-// batch, number in a session, payload.
+// batch, number in a session, cursor that it moves, payload.
 func (t *transaction) line() string {
 	locks := t.locks()
 	if t.Atomic != nil {
@@ -158,6 +158,9 @@ func (t *transaction) line() string {
 	}
 	if t.SessionSeq > 0 {
 		locks += "  session:" + t.session()
+	}
+	if t.Move != "" {
+		locks += "  moves:" + printable(t.Move, len(t.Move))
 	}
 	return fmt.Sprintf("%d  %s  %s  %s  %s", t.Txid, stamp(t.Time), printable(t.Kind, 64), locks, t.excerpt())
 }

@@ -279,6 +279,41 @@ func (t *token) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// ownerName is the owner of a cursor.
+type ownerName string
+
+func (o *ownerName) UnmarshalText(text []byte) error {
+	if subjects.CheckOwner(string(text)) != nil {
+		return fmt.Errorf("%q is not an owner: a name of 1 to %d bytes without white space, control characters, '.', '*' or '>', or session: and the name of a session",
+			text, subjects.MaxToken)
+	}
+	*o = ownerName(text)
+	return nil
+}
+
+// sessionSeq is the number of a transaction in its session.
+type sessionSeq uint64
+
+func (n *sessionSeq) UnmarshalText(text []byte) error {
+	v, err := strconv.ParseUint(string(text), 10, 64)
+	if err != nil || v == 0 {
+		return fmt.Errorf("%q is no number in a session: give a whole number from 1 on", text)
+	}
+	*n = sessionSeq(v)
+	return nil
+}
+
+// sessionName is the name of a session.
+type sessionName string
+
+func (s *sessionName) UnmarshalText(text []byte) error {
+	if err := subjects.CheckSession(string(text)); err != nil {
+		return plain(err)
+	}
+	*s = sessionName(text)
+	return nil
+}
+
 // nodeNames is a list of names, separated by commas.
 type nodeNames []string
 

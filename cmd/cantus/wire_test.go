@@ -285,6 +285,37 @@ func TestUnansweredAppendIsUnknown(t *testing.T) {
 	w.expect(status, exitUnknown, errOut, "append it again with --id mine")
 }
 
+// A write of a cursor that is not answered is sent again. If the cursor is by
+// then where it was to be, it is done.
+func TestACursorWriteIsSentAgain(t *testing.T) {
+	w := newWire(t)
+	at := subjects.CursorReply{Name: "c", Txid: 5, Time: time.Unix(1, 0), HighWaterMark: 9}
+	w.answer("cantus.cursor.0.c", func(n int, msg *nats.Msg) {
+		reply := at
+		switch {
+		case len(msg.Data) == 0:
+		case n == 2:
+			reply.Error = subjects.Errorf(subjects.Unknown, "leadership was lost")
+			at.Txid = 6
+		default:
+			reply.Error = subjects.Errorf(subjects.WrongLast, "it stands at 6")
+		}
+		respond(msg, reply)
+	})
+	status, out, errOut := w.cantus("", "cursor", "set", "0", "c", "6", "--expected", "5")
+	w.expect(status, exitDone, out+errOut, "6     9")
+	status, _, errOut = w.cantus("", "cursor", "set", "0", "c", "6", "--expected", "5")
+	w.expect(status, exitConflict, errOut, "it stands at 6")
+
+	w.answer("cantus.cursor.0.lost", func(_ int, msg *nats.Msg) {
+		if len(msg.Data) == 0 {
+			respond(msg, subjects.CursorReply{Name: "lost"})
+		}
+	})
+	status, _, errOut = w.cantus("", "cursor", "set", "0", "lost", "6", "--timeout", "300ms")
+	w.expect(status, exitUnknown, errOut, `the cursor may or may not have been written; "cantus cursor get 0 lost" shows it`)
+}
+
 func TestUncertaintyOutlivesALaterRefusal(t *testing.T) {
 	// First unknown, then no leader: the first may still have committed.
 	w := newWire(t)

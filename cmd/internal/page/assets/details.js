@@ -54,6 +54,7 @@ function fields(t) {
   if (t.high_water_mark !== undefined) all.push(...field("high-water mark", `${count(t.high_water_mark)}: its writer had applied the partition up to there`));
   if (t.atomic) all.push(...field("atomic batch", `${t.atomic}: these transactions committed together`));
   if (t.session) all.push(...field("session", el("span.lock", {}, visible(t.session)), `, number ${count(t.session_seq)}`));
+  if (t.move) all.push(...field("moves", el("span.lock", {}, visible(t.move))));
   if (t.msg_id) all.push(...field("message id", el("span.lock", {}, visible(t.msg_id))));
   for (const [name, value] of t.headers ?? []) all.push(...field(el("span.lock", {}, visible(name)), el("span.lock", {}, visible(value))));
   return el("dl", {}, ...all);
