@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -106,6 +107,20 @@ func Damage(n *Node, partition int) {
 	defer s.mu.Unlock()
 	s.current = append(s.current, unrepaired{label(partition), "damaged"})
 	s.metrics.setDamaged(len(s.current))
+}
+
+// ScrubTwice has a node that does not scrub by itself scrub twice, and returns
+// how long it would have waited after each.
+func ScrubTwice(ctx context.Context, n *Node) (pauses [2]time.Duration, err error) {
+	s := n.scrubber
+	s.rate = 1 << 40
+	isSecond := false
+	for i := range pauses {
+		s.restored.Store(false)
+		err = errors.Join(err, s.scrub(ctx))
+		pauses[i] = s.pause(time.Now(), &isSecond)
+	}
+	return pauses, err
 }
 
 // Fed returns how many messages the node has published for the feed, -1 if that

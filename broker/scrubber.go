@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cantuslog/cantus/raftstore"
@@ -54,6 +55,7 @@ type scrubber struct {
 	reads chan wal.Damage // damaged entries that somebody has read
 	again chan struct{}   // capacity 1: scrub now
 
+	restored  atomic.Bool   // entries were written again since a scrub began
 	repairing chan struct{} // capacity 1: filled while damage is repaired
 	mu        sync.Mutex    // guards what follows
 	current   []unrepaired  // what is damaged and not repaired
@@ -112,7 +114,7 @@ func (s *scrubber) run(ctx context.Context) {
 		return
 	}
 	wait := rand.N(min(s.interval, firstScrub))
-	for {
+	for isSecond := false; ; {
 		select {
 		case <-ctx.Done():
 			return
@@ -120,6 +122,7 @@ func (s *scrubber) run(ctx context.Context) {
 		case <-time.After(wait):
 		}
 		began := time.Now()
+		s.restored.Store(false)
 		err := s.scrub(ctx)
 		switch {
 		case ctx.Err() != nil || errors.Is(err, wal.ErrClosed):
@@ -130,8 +133,19 @@ func (s *scrubber) run(ctx context.Context) {
 			s.metrics.scrubbed.SetToCurrentTime()
 			s.log.Debug("scrub complete", "took", time.Since(began))
 		}
-		wait = max(s.interval-time.Since(began), 0)
+		wait = s.pause(began, &isSecond)
 	}
+}
+
+// pause returns how long to wait after a scrub. One that has written entries
+// again is followed by a second one at once: the file that they were in may be
+// damaged where nothing could be read before. isSecond says that a scrub is
+// that one, and pause sets it for the next.
+func (s *scrubber) pause(began time.Time, isSecond *bool) time.Duration {
+	if *isSecond = s.restored.Load() && !*isSecond; *isSecond {
+		return 0
+	}
+	return max(s.interval-time.Since(began), 0)
 }
 
 // scrub reads everything once.
@@ -205,7 +219,9 @@ func (s *scrubber) handle(ctx context.Context, d wal.Damage) {
 	repaired, err := d.Repaired, error(nil)
 	if len(d.Entries) > 0 {
 		err = s.restore(ctx, d)
-		repaired = err == nil
+		if repaired = err == nil; repaired {
+			s.restored.Store(true)
+		}
 	}
 	if ctx.Err() != nil {
 		return

@@ -136,6 +136,26 @@ func TestADamagedEntryIsRepairedFromAnotherReplica(t *testing.T) {
 	}
 }
 
+// After a scrub that has written entries again a second one follows at once,
+// and no third: the file may have had more damage.
+func TestAScrubThatRepairsIsRepeated(t *testing.T) {
+	c := openNodes(t, 3, broker.Options{Partitions: 1, ScrubRate: -1, ScrubInterval: time.Hour, CacheBytes: 1 << 16})
+	c.awaitPlaced("n1")
+	nc := c.conn("n1")
+	for i := range 100 {
+		keep(t, nc, 0, text(i), fmt.Sprint(i))
+	}
+	c.checkSame(0, c.names...)
+	overwrite(t, c.dirs["n1"], fmt.Sprintf("payload %06d", 10))
+	pauses, err := broker.ScrubTwice(t.Context(), c.node("n1"))
+	if err != nil || pauses[0] != 0 || pauses[1] < 59*time.Minute {
+		t.Errorf("pauses of %v; %v", pauses, err)
+	}
+	if v := broker.Metric(t, c.node("n1"), "cantus_damage_repaired_total"); v < 1 {
+		t.Errorf("%v damages were repaired, says the metric", v)
+	}
+}
+
 // A node alone serves what it can, and says what is damaged.
 func TestADamagedEntryOfANodeAloneIsReported(t *testing.T) {
 	dir := t.TempDir()
