@@ -32,6 +32,15 @@ func (o Options) SmallBadger() Options {
 	return o
 }
 
+// ManyMemtables lets so much be written while a memtable can't be flushed that
+// no write waits for it. With few small ones a write may have begun before the
+// store learns of the lack, and reads wait for that write.
+func (o Options) ManyMemtables() Options {
+	others := o.badger
+	o.badger = func(b badger.Options) badger.Options { return others(b).WithNumMemtables(1000) }
+	return o
+}
+
 // MergeAfter sets how many bytes are deleted before tables are merged.
 func (o Options) MergeAfter(bytes int64) Options {
 	o.mergeAfter = bytes

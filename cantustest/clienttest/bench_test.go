@@ -14,6 +14,7 @@ import (
 
 	"github.com/cantuslog/cantus/broker"
 	"github.com/cantuslog/cantus/client"
+	"github.com/cantuslog/cantus/subjects"
 )
 
 // BenchmarkAppendAsync appends 256-byte payloads with one write lock each, from
@@ -253,4 +254,64 @@ func timeAppends(b *testing.B, n int, appendOne func(i int) (*client.Future, err
 	close(futures)
 	wg.Wait()
 	return time.Since(begun)
+}
+
+var queried = flag.Int("queried", 300_000, "transactions in the log that is queried")
+
+// BenchmarkQuery reads the 17 transactions that recorded one name, among many
+// that recorded others. The more are in flight while they are appended, the
+// larger are the batches in the log.
+func BenchmarkQuery(b *testing.B) {
+	for _, inFlight := range []int{64, 1 << 16} {
+		b.Run(fmt.Sprintf("appended=%d", inFlight), func(b *testing.B) {
+			n := openNode(b, broker.Options{Partitions: 1})
+			c := newClient(b, connect(b, n), client.Options{})
+			const wanted = 17
+			appendNamed(b, c, inFlight, *queried, func(i int) string {
+				if i%(*queried/wanted) == 0 && i/(*queried/wanted) < wanted {
+					return "room.12"
+				}
+				return fmt.Sprintf("room.12.%d", i)
+			})
+			q := client.Query{Items: []subjects.QueryItem{{Locks: []string{"room.12"}}}}
+			var took []time.Duration
+			for b.Loop() {
+				began := time.Now()
+				found, err := c.Query(context.Background(), 0, q)
+				if err != nil || len(found.Transactions) != wanted {
+					b.Fatal(len(found.Transactions), err)
+				}
+				took = append(took, time.Since(began))
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "median-us")
+		})
+	}
+}
+
+// appendNamed appends transactions with an append lock each, of which a number
+// are in flight.
+func appendNamed(b *testing.B, c *client.Client, inFlight, n int, name func(i int) string) {
+	b.Helper()
+	req := &client.Request{Payload: make([]byte, 256), AppendLocks: []string{""}}
+	futures := make(chan *client.Future, inFlight)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for f := range futures {
+			if _, err := f.Wait(context.Background()); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+	for i := range n {
+		req.AppendLocks[0] = name(i)
+		f, err := c.AppendAsync(context.Background(), req)
+		if err != nil {
+			b.Error(err)
+			break
+		}
+		futures <- f
+	}
+	close(futures)
+	wg.Wait()
 }
