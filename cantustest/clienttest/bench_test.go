@@ -267,7 +267,7 @@ func BenchmarkQuery(b *testing.B) {
 			n := openNode(b, broker.Options{Partitions: 1})
 			c := newClient(b, connect(b, n), client.Options{})
 			const wanted = 17
-			appendNamed(b, c, inFlight, *queried, func(i int) string {
+			appendWithNames(b, c, inFlight, *queried, func(i int) string {
 				if i%(*queried/wanted) == 0 && i/(*queried/wanted) < wanted {
 					return "room.12"
 				}
@@ -289,9 +289,9 @@ func BenchmarkQuery(b *testing.B) {
 	}
 }
 
-// appendNamed appends transactions with an append lock each, of which a number
-// are in flight.
-func appendNamed(b *testing.B, c *client.Client, inFlight, n int, name func(i int) string) {
+// appendWithNames appends transactions with an append lock each, of which some
+// are in flight at a time.
+func appendWithNames(b *testing.B, c *client.Client, inFlight, n int, name func(i int) string) {
 	b.Helper()
 	req := &client.Request{Payload: make([]byte, 256), AppendLocks: []string{""}}
 	futures := make(chan *client.Future, inFlight)
