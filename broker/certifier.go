@@ -34,6 +34,8 @@ type certifier struct {
 	// mayHaveID reports whether a transaction from first through last may have a
 	// message id. These are all that it knows of.
 	mayHaveID func(id string) (may bool, first, last uint64)
+	// loadIDs is called before mayHaveID is called for some ids.
+	loadIDs func(ids []string)
 
 	mu       sync.Mutex // guards what follows
 	table    *lockmgr.Manager
@@ -45,6 +47,7 @@ type certifier struct {
 	searching *natslink.Message // whose conditions are being compared
 	steps     int               // that are left for it
 
+	ids   []string              // scratch of loadOlderIDs
 	where []int                 // scratch of isRemembered
 	marks map[lockmgr.ID]uint64 // of park: the newest mark of each session's requests
 	tx    wal.Transaction       // scratch of record
@@ -82,7 +85,7 @@ type judged struct {
 
 func newCertifier(o lockmgr.Options, now func() time.Time) *certifier {
 	unknown := func(string) (may bool, first, last uint64) { return true, 1, 0 }
-	return &certifier{now: now, mayHaveID: unknown, table: lockmgr.New(o), recent: newRecent(), marks: map[lockmgr.ID]uint64{}}
+	return &certifier{now: now, mayHaveID: unknown, loadIDs: func([]string) {}, table: lockmgr.New(o), recent: newRecent(), marks: map[lockmgr.ID]uint64{}}
 }
 
 // certify decides on each request in turn, as the leader in a term, and puts
@@ -257,6 +260,7 @@ func (c *certifier) bound(r *request, item *queryItem) uint64 {
 func (c *certifier) park(rs []*request) (rest []*request, parked []*natslink.Message) {
 	c.searching = nil
 	clear(c.marks)
+	c.loadOlderIDs(rs)
 	for _, r := range rs {
 		before := c.markBefore(r)
 		if len(parked) > 0 && parked[len(parked)-1] == r.message {
@@ -321,22 +325,6 @@ func (c *certifier) isRemembered(r *request, before uint64) bool {
 	}
 	c.where = c.table.Unknown(c.where[:0], &r.cert)
 	return len(c.where) == 0 && !slices.ContainsFunc(r.unless, func(i queryItem) bool { return c.isUnremembered(r, &i) })
-}
-
-// unknownID returns the transaction up to which the log has to be searched for
-// a request's message id, 0 if it need not be.
-func (c *certifier) unknownID(r *request) (through uint64) {
-	if len(r.tx.MsgID) == 0 {
-		return 0
-	}
-	first, through := c.table.OlderIDs()
-	if through < first {
-		return 0
-	}
-	if may, from, to := c.mayHaveID(text(r.tx.MsgID)); !may && from <= first && to >= through {
-		return 0
-	}
-	return c.table.UnknownID(&r.cert)
 }
 
 // isUnremembered reports whether an item of a request may match a transaction

@@ -275,6 +275,13 @@ func (x *indexer) through() uint64 {
 	return last
 }
 
+// loadIDs prepares for calls of mayHaveID.
+func (x *indexer) loadIDs(ids []string) {
+	if index := x.index.Load(); index != nil {
+		index.LoadIDs(ids)
+	}
+}
+
 // mayHaveID reports whether a transaction from first through last may have a
 // message id. These are all that the index has.
 func (x *indexer) mayHaveID(id string) (may bool, first, last uint64) {

@@ -110,7 +110,7 @@ func (r *replica) wire() {
 		current: func() bool { return r.group.Current() }, options: h.indexes,
 		drops: make(chan uint64, 1),
 	}
-	r.state.certifier.mayHaveID = r.indexer.mayHaveID
+	r.state.certifier.mayHaveID, r.state.certifier.loadIDs = r.indexer.mayHaveID, r.indexer.loadIDs
 	cursors := newQueue(h.queueBytes)
 	times := timeSearch{store: r.store, between: r.state.timesBetween, scans: h.scans, archived: r.archived.find}
 	r.unsendable = unsendable{partition: r.id, names: r.face.names, log: r.log, store: r.store, nats: h.nats, position: position}

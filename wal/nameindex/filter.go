@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/bits"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -32,6 +33,7 @@ const (
 	filterRoom     = 1 << 24 // up to this capacity a filter is made for four times as many keys as there are
 	blockBits      = 512
 	mostFilterSize = 256 << 20
+	loadedKeys     = 64 // at a time: see filter.load
 )
 
 // newFilter returns a filter for a number of keys, or for as many as fit into
@@ -53,6 +55,15 @@ func (f *filter) of(k Key) (*filterBlock, uint64) {
 	h := (uint64(k) ^ uint64(k)>>32) * 0x9e3779b97f4a7c15
 	at, _ := bits.Mul64(h, uint64(len(f.blocks)))
 	return &f.blocks[at], (h ^ h>>29) * 0xbf58476d1ce4e5b9
+}
+
+// load has the processor load what the filter has for each of some keys. In a
+// large filter each is a miss of the cache, and so they overlap.
+func (f *filter) load(keys []Key) {
+	for _, k := range keys {
+		block, h := f.of(k)
+		block[h>>62].Load()
+	}
 }
 
 func (f *filter) add(k Key) {
@@ -85,6 +96,7 @@ func bitsOf(h uint64) (word uint64) {
 type idFilter struct {
 	current *filter // has every message id in the index, nil until it is made
 	growing *filter // is being made in place of it, nil for none
+	added   []Key   // those of transactions that are not visible yet, and in neither
 	most    int64   // keys in current before it is made again
 	made    chan error
 	ready   chan struct{} // one value if something was made
@@ -92,19 +104,29 @@ type idFilter struct {
 	stopped atomic.Bool
 }
 
-// add adds the message id of a transaction that is added to the index.
-func (s *idFilter) add(k Key) {
-	if s.current != nil {
-		s.current.add(k)
+// add adds the message id of a transaction that is added to the index. complete
+// is to be called before the transaction is visible.
+func (s *idFilter) add(k Key) { s.added = append(s.added, k) }
+
+// complete puts what was added into the filters.
+func (s *idFilter) complete() {
+	for keys := range slices.Chunk(s.added, loadedKeys) {
+		for _, f := range []*filter{s.current, s.growing} {
+			if f == nil {
+				continue
+			}
+			f.load(keys)
+			for _, k := range keys {
+				f.add(k)
+			}
+		}
 	}
-	if s.growing != nil {
-		s.growing.add(k)
-	}
+	s.added = s.added[:0]
 }
 
 // reset begins anew, with an index that has nothing.
 func (s *idFilter) reset() {
-	s.growing, s.made = nil, nil
+	s.growing, s.made, s.added = nil, nil, nil
 	s.use(newFilter(leastFilter))
 }
 
@@ -262,6 +284,22 @@ func (v *view) eachKey(each func(Key) error) error {
 		}
 	}
 	return nil
+}
+
+// LoadIDs prepares for a call of MayHave with the key of each of some message
+// ids, which are then quicker together.
+func (x *Index) LoadIDs(ids []string) {
+	f := x.view.Load().ids
+	if f == nil {
+		return
+	}
+	var keys [loadedKeys]Key
+	for ids := range slices.Chunk(ids, loadedKeys) {
+		for i, id := range ids {
+			keys[i] = x.hasher.MsgID(id)
+		}
+		f.load(keys[:len(ids)])
+	}
 }
 
 // MayHave reports whether a transaction from first through last may have a key

@@ -231,6 +231,7 @@ func (x *Index) count() {
 
 // show makes the state visible to searches.
 func (x *Index) show() {
+	x.ids.complete()
 	x.view.Store(&view{
 		runs: slices.Clone(x.runs), first: x.first, through: x.next - 1, sorted: slices.Clone(x.sorted), fresh: x.fresh[:len(x.fresh):len(x.fresh)], common: slices.Clone(x.common.lists), places: x.places[:len(x.places):len(x.places)],
 		ids: x.ids.current,
