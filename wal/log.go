@@ -22,6 +22,8 @@ type Log struct {
 	group uint32
 	read  atomic.Uint64 // entries
 
+	lowest atomic.Pointer[lowHint] // see lowestHint
+
 	// mu guards the fields below; only applyOp and a start change them, except
 	// lastAsync.
 	mu    sync.RWMutex

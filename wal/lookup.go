@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"slices"
 
 	"github.com/dgraph-io/badger/v4"
@@ -131,6 +132,13 @@ func (l *Log) hintBefore(txid, first, to uint64, voids []uint64) (start, error) 
 // hintAt returns the index that the nearest key at or below txid points to, and
 // that key's txid; 0 if there is none.
 func (l *Log) hintAt(txid uint64) (index, at uint64, err error) {
+	low, err := l.lowestHint()
+	switch {
+	case err != nil || txid < low.at:
+		return 0, 0, err
+	case txid < low.next:
+		return low.index, low.at, nil
+	}
 	err = l.store.view(func(txn *badger.Txn) error {
 		it := txn.NewIterator(badger.IteratorOptions{Prefix: groupKey(opTx, l.group), Reverse: true})
 		defer it.Close()
@@ -143,6 +151,43 @@ func (l *Log) hintAt(txid uint64) (index, at uint64, err error) {
 		return err
 	})
 	return index, at, err
+}
+
+// lowHint is the lowest key by txid of a log.
+type lowHint struct {
+	index, at uint64
+	next      uint64 // the one after it
+	// Of the log when it was read: it may change with these.
+	first, epoch, emptied uint64
+}
+
+// lowestHint returns the lowest key by txid. An iteration backwards from there
+// would come to the key of opApplied, of which Badger has thousands of
+// versions, and Badger reads one item ahead.
+func (l *Log) lowestHint() (low lowHint, err error) {
+	l.mu.RLock()
+	now := lowHint{first: l.first, epoch: l.epoch, emptied: l.emptied, at: math.MaxUint64, next: math.MaxUint64}
+	l.mu.RUnlock()
+	if low := l.lowest.Load(); low != nil && low.first == now.first && low.epoch == now.epoch && low.emptied == now.emptied {
+		return *low, nil
+	}
+	err = l.store.view(func(txn *badger.Txn) error {
+		it := txn.NewIterator(badger.IteratorOptions{Prefix: groupKey(opTx, l.group)})
+		defer it.Close()
+		if it.Rewind(); !it.Valid() {
+			return nil
+		}
+		now.at = keyIndex(it.Item().Key())
+		if now.index, err = valueIndex(it.Item()); err != nil {
+			return err
+		}
+		if it.Next(); it.Valid() {
+			now.next = keyIndex(it.Item().Key())
+			l.lowest.Store(&now)
+		}
+		return nil
+	})
+	return now, err
 }
 
 // longRun is how many entries without a transaction are read before the next
@@ -219,7 +264,7 @@ func (b *batches) entry(e *Entry) (found bool, err error) {
 	if e.Type != 0 {
 		return false, nil
 	}
-	batch, err := ParseBatch(e.Data)
+	batch, err := peekBatch(e.Data) // the entry's checksum covers the rest
 	if err != nil {
 		return false, fmt.Errorf("%w: entry %d of group %d: %w", ErrDamaged, e.Index, b.log.group, err)
 	}
@@ -260,8 +305,7 @@ func (l *Log) BatchNear(txid, near, to uint64, buf *[]byte) (b Batch, ok bool) {
 		case txid > b.Last():
 			near += min(to, 1+(txid-b.Last()-1)/uint64(b.Count))
 		default:
-			b, err := ParseBatch(e.Data)
-			return b, err == nil
+			return b, true
 		}
 	}
 	return Batch{}, false

@@ -8,31 +8,47 @@ import (
 )
 
 // A batch that has a key of its own, since it is large, is read once to look up
-// one of its transactions.
+// one of its transactions, also after others have taken its place and after a
+// trim.
 func TestLookupReadsOneEntry(t *testing.T) {
 	t.Parallel()
 	s := openStore(t, t.TempDir(), small())
 	l := s.Log(0)
-	const count, batches = 3, 20
+	const batches = 20
 	payload := strings.Repeat("p", 32<<10)
-	for i := range uint64(batches) {
-		if err := l.Append(wal.Entry{Index: i + 1, Data: batch(1+i*count, count, payload)}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s.WaitApplied()
-	for txid := uint64(1); txid <= batches*count; txid++ {
-		before := l.EntriesRead()
-		for index, b := range l.Batches(txid, batches) {
-			if b.Err != nil || index != 1+(txid-1)/count || txid < b.Batch.First || txid > b.Batch.Last() {
-				t.Fatalf("%d: entry %d, %+v", txid, index, b)
+	lookups := func(count, first uint64) {
+		t.Helper()
+		s.WaitApplied()
+		for txid := first; txid <= batches*count; txid++ {
+			before := l.EntriesRead()
+			for index, b := range l.Batches(txid, batches) {
+				if b.Err != nil || index != 1+(txid-1)/count || txid < b.Batch.First || txid > b.Batch.Last() {
+					t.Fatalf("%d: entry %d, %+v", txid, index, b)
+				}
+				break
 			}
-			break
-		}
-		if read := l.EntriesRead() - before; read != 1 {
-			t.Errorf("%d: %d entries were read", txid, read)
+			if read := l.EntriesRead() - before; read != 1 {
+				t.Errorf("%d in batches of %d: %d entries were read", txid, count, read)
+			}
 		}
 	}
+	for i, count := range []uint64{3, 5, 2} {
+		if i > 0 {
+			if err := l.TruncateSuffix(1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i := range uint64(batches) {
+			if err := l.Append(wal.Entry{Index: i + 1, Data: batch(1+i*count, int(count), payload)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		lookups(count, 1)
+	}
+	if err := l.TrimHead(10); err != nil {
+		t.Fatal(err)
+	}
+	lookups(2, 21)
 }
 
 // BatchNear returns the right batch or none, wherever it begins to look.

@@ -262,7 +262,7 @@ var queried = flag.Int("queried", 300_000, "transactions in the log that is quer
 // that recorded others. The more are in flight while they are appended, the
 // larger are the batches in the log.
 func BenchmarkQuery(b *testing.B) {
-	for _, inFlight := range []int{64, 1 << 16} {
+	for _, inFlight := range []int{64, 2048, 1 << 16} {
 		b.Run(fmt.Sprintf("appended=%d", inFlight), func(b *testing.B) {
 			n := openNode(b, broker.Options{Partitions: 1})
 			c := newClient(b, connect(b, n), client.Options{})
