@@ -34,6 +34,7 @@ type cluster struct {
 	spaces place                          // nil if nodes have the machine's network
 	disks  func(node string) (dir string) // nil if data is where temporary files are
 
+	skew     time.Duration      // by how much clocks differ at most
 	recorder *workload.Recorder // of the clients; nil if they are not recorded
 	dialed   atomic.Int64       // how many clients
 

@@ -28,8 +28,8 @@ var (
 // strike at random: killed and paused nodes, nodes and ways between them that
 // are cut off, processes without files or memory, rolling restarts, transferred
 // leadership, trims, rebuilt replicas, drained nodes, and directories that are
-// put back to an older copy. Where it runs as root on Linux, and goes on for
-// some time, disks are slow, hang, and become read-only too. Each round is a
+// put back to an older copy. Where it goes on for some time, clocks jump, and
+// as root on Linux disks are slow, hang, and become read-only. Each round is a
 // new cluster and ends in the judge. Which faults strike, and what the clients
 // ask for, comes from a seed that is printed. What happens at which moment does
 // not.
@@ -68,7 +68,7 @@ func mixFaults(t *testing.T, seed uint64, count int) {
 	strikes := mixedFaults
 	f := &faulty{cluster: c, t: t, Rand: rand.New(rand.NewPCG(seed, 1<<32))}
 	if *faultsFor > 0 {
-		strikes = append(slices.Clone(strikes), f.giveDisks()...)
+		strikes = slices.Concat(strikes, f.giveDisks(), f.giveClocks(t))
 	}
 	c.found(3)
 	c.record(partitions, 3, window, 1000)

@@ -15,7 +15,7 @@ import (
 // and locks how many locks it tracks, 0 as many as it does if it is not told.
 func (c *cluster) record(partitions, replicas int, window time.Duration, locks int) {
 	c.recorder = workload.NewRecorder(judge.Header{
-		Partitions: partitions, Replicas: replicas, AllWriters: true, MessageIDWindow: int64(window), Locks: locks,
+		Partitions: partitions, Replicas: replicas, AllWriters: true, MessageIDWindow: int64(window), Locks: locks, ClockSkew: int64(c.skew),
 	})
 }
 
