@@ -337,6 +337,7 @@ func (f *faulty) rollBack() (string, error) {
 func (f *faulty) replaceBySame(n *node) error {
 	rest := f.others(n)
 	f.nodes = rest
+	f.limited = slices.DeleteFunc(f.limited, func(other *node) bool { return other == n })
 	if err := f.operate("remove", n.name); err != nil {
 		return err
 	}
