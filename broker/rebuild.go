@@ -35,7 +35,7 @@ func (s *partitionState) rebuild(snap snapshotState) error {
 // walk passes the log's transactions to older, the newest first, until older
 // returns false.
 func (s *partitionState) walk(snap snapshotState, older func(*wal.Transaction) bool) error {
-	w := walk{state: s, older: older, next: snap.Txid, oldestID: snap.Time - int64(s.window), voids: s.log.Voids()}
+	w := walk{state: s, older: older, next: snap.Txid, time: snap.Time, oldestID: snap.Time - int64(s.window), voids: s.log.Voids()}
 	entries := uint64(chunkEntries)
 	for to, first := snap.Index, s.log.FirstIndex(); to >= first && to > 0 && w.next >= snap.First; {
 		from := max(first, to-min(to, entries-1))
@@ -63,6 +63,7 @@ type walk struct {
 	state    *partitionState
 	older    func(*wal.Transaction) bool // records one, and reports whether older ones matter
 	next     uint64                      // the txid that must come next
+	time     int64                       // that of the one before, or of the log's end: none that follows is later
 	oldestID int64                       // message ids of transactions before this time don't count
 	voids    []uint64
 	met      bool // there was a batch in the last chunk
@@ -131,6 +132,10 @@ func (w *walk) batch(b wal.Batch) (more bool, err error) {
 	}
 	for i := b.Count - 1; i >= 0; i-- {
 		t := &w.tx[i]
+		if t.Time > w.time {
+			return false, fmt.Errorf("%w: txid %d has the time %d, after %d, which is that of a later one", wal.ErrDamaged, t.Txid, t.Time, w.time)
+		}
+		w.time = t.Time
 		if t.Time < w.oldestID {
 			if w.locks >= w.state.capacity || w.count >= walkTransactions {
 				return false, nil
