@@ -168,7 +168,7 @@ Example:
 
   cantus cursor release 0 billing --owner session:w7f2c
 
-Exit status: 3 if the cursor is not --owner's, or is elsewhere than --expected.`
+Exit status: 1 if there is no such cursor, 3 if the cursor is not --owner's, or is elsewhere than --expected.`
 }
 
 // Run takes a cursor from its owner.
@@ -243,6 +243,8 @@ func (c *cursorWrite) write(ctx context.Context, p *program, command string, r s
 // otherOwner says that the cursor is not that of --owner.
 func (c *cursorWrite) otherOwner(at subjects.CursorReply) string {
 	switch {
+	case at.Time.IsZero():
+		return fmt.Sprintf("partition %d has no cursor %s, so it is not %s's: leave out --owner to make it", c.Partition, c.Name, c.Owner)
 	case at.Owner == "":
 		return fmt.Sprintf("the cursor %s of partition %d has no owner: leave out --owner", c.Name, c.Partition)
 	case c.Owner == "":
