@@ -217,6 +217,8 @@ func (c *cursorWrite) write(ctx context.Context, p *program, command string, r s
 		return err
 	case isMissing && (removes || r.Txid == nil && r.Owner == nil):
 		return c.missing()
+	case r.Txid == nil && r.Owner != nil && at.Owner == *r.Owner && c.Owner == "" && (c.Expected == nil || uint64(*c.Expected) == at.Txid):
+		return printCursors(p.out, c.JSON, at) // it is given already, by a command whose answer was lost
 	case at.Owner != string(c.Owner):
 		return failf(exitConflict, "%s", c.otherOwner(at))
 	}
