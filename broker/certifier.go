@@ -469,6 +469,13 @@ func (c *certifier) rebuild(committed uint64, at int64, first uint64, walk func(
 	return nil
 }
 
+// last returns the newest transaction, in flight or committed.
+func (c *certifier) last() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.table.Last()
+}
+
 // advance moves the partition's time forward, as a trim does.
 func (c *certifier) advance(at int64) {
 	c.mu.Lock()

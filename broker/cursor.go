@@ -109,8 +109,8 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 func (s *partitionState) checkCursor(c cursorCall) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if mark := s.mark.Load(); c.Txid > mark {
-		return aheadError("position", c.Txid, c.partition, mark)
+	if c.Txid > s.mark.Load() {
+		return s.beyond("position", c.Txid, c.partition)
 	}
 	if _, known := s.cursors[c.name]; !known && keepsCursor(c.Cursor) && len(s.cursors) >= subjects.MaxCursors {
 		return subjects.Errorf(subjects.TooLarge, "the partition has %d cursors already: set unused ones to 0, which removes them", subjects.MaxCursors)

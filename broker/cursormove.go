@@ -94,7 +94,7 @@ func (s *partitionState) staysWhere(r *request, partition int) *subjects.Error {
 	at, known := s.cursors[name]
 	switch owner := subjects.SessionOwner(session); {
 	case r.tx.CursorTxid > s.mark.Load():
-		return aheadError("cursor position", r.tx.CursorTxid, partition, s.mark.Load())
+		return s.beyond("cursor position", r.tx.CursorTxid, partition)
 	case slices.ContainsFunc(s.writing, inFlight):
 		return subjects.Errorf(subjects.Unavailable, "cursor %q is being set: nothing was done, send it again", name)
 	case !known:
@@ -105,6 +105,15 @@ func (s *partitionState) staysWhere(r *request, partition int) *subjects.Error {
 		return wrong(`cursor %q stands at %d and is %s's, not the session's: whoever reads for it now goes on; to take it give "owner":%q,"expected_owner":%q`, name, at.Txid, at.Owner, owner, at.Owner)
 	}
 	return nil
+}
+
+// beyond refuses a position past the high-water mark. A follower may have shown
+// the transaction there before this leader applies it.
+func (s *partitionState) beyond(what string, txid uint64, partition int) *subjects.Error {
+	if txid <= s.certifier.last() {
+		return subjects.Errorf(subjects.Unavailable, "%s %d: that transaction is not applied here yet: nothing was done, send it again", what, txid)
+	}
+	return aheadError(what, txid, partition, s.mark.Load())
 }
 
 // stays refuses a request that has passed but for the cursor that it moves. The

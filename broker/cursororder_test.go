@@ -4,13 +4,36 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/cantuslog/cantus/lockmgr"
 	"github.com/cantuslog/cantus/raftstore"
+	"github.com/cantuslog/cantus/subjects"
 	"github.com/cantuslog/cantus/wal"
 )
 
 // moving returns a request that moves the cursor c in session s.
 func moving() *request {
 	return &request{tx: wal.Transaction{Session: []byte("s"), SessionSeq: 1, Cursor: []byte("c"), CursorTxid: 1}}
+}
+
+// A follower may have shown a transaction that its leader has not applied yet.
+// A cursor that is to be set or moved there is not ahead of the log.
+func TestAPositionInFlightIsNotAhead(t *testing.T) {
+	s := newTestReplica()
+	s.cursors["c"] = cursor{1, 1, "session:s"}
+	refusals := func() (moved, set *subjects.Error) {
+		t.Helper()
+		set, _ = errors.AsType[*subjects.Error](s.checkCursor(cursorCall{name: "c", Cursor: wal.Cursor{Txid: 1}}))
+		return s.staysWhere(moving(), 0), set
+	}
+	if moved, set := refusals(); moved.Reason != subjects.Ahead || set.Reason != subjects.Ahead {
+		t.Errorf("past the end: %v, %v", moved, set)
+	}
+	tx := lockmgr.Transaction{}
+	s.certifier.table.Check(&tx, 1)
+	s.certifier.table.Enter(&tx, 1)
+	if moved, set := refusals(); moved.Reason != subjects.Unavailable || set.Reason != subjects.Unavailable {
+		t.Errorf("in flight: %v, %v", moved, set)
+	}
 }
 
 // A cursor write is in flight until it is applied, or is known not to be in the
