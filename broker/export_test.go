@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -109,18 +108,14 @@ func Damage(n *Node, partition int) {
 	s.metrics.setDamaged(len(s.current))
 }
 
-// ScrubTwice has a node that does not scrub by itself scrub twice, and returns
-// how long it would have waited after each.
-func ScrubTwice(ctx context.Context, n *Node) (pauses [2]time.Duration, err error) {
+// Scrub has a node that does not scrub by itself scrub once, and returns how
+// long it would wait then. isSecond is that of pause.
+func Scrub(ctx context.Context, n *Node, isSecond *bool) (pause time.Duration, err error) {
 	s := n.scrubber
 	s.rate = 1 << 40
-	isSecond := false
-	for i := range pauses {
-		s.restored.Store(false)
-		err = errors.Join(err, s.scrub(ctx))
-		pauses[i] = s.pause(time.Now(), &isSecond)
-	}
-	return pauses, err
+	s.restored.Store(false)
+	err = s.scrub(ctx)
+	return s.pause(time.Now(), isSecond), err
 }
 
 // Fed returns how many messages the node has published for the feed, -1 if that

@@ -41,6 +41,10 @@ var numbers = map[reflect.Type]struct {
 		[]string{"0", "1023"},
 		[]string{"", "-1", "-0", "+0", "1024", "0.0", "0x1"}, "0, 1, …",
 	},
+	reflect.TypeFor[sessionSeq](): {
+		[]string{"1", "18446744073709551615"},
+		[]string{"", "0", "-1", "+1", "1.0", "0x1", "18446744073709551616"}, "give a whole number from 1 on",
+	},
 	reflect.TypeFor[txid](): {
 		[]string{"0", "812", "18446744073709551615"},
 		[]string{"", "-1", "-0", "+812", "8.0", "1e3", "0x10", "18446744073709551616"}, "a whole number from 0 on",
