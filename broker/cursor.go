@@ -57,7 +57,8 @@ type cursorCall struct {
 	wal.Cursor
 }
 
-func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
+// parse checks a request that follows others, with which it is committed.
+func (w *cursorWriter) parse(m *natslink.Message, before []cursorCall) (cursorCall, error) {
 	_, number := w.refusals.seen(m.Subject)
 	c := cursorCall{reply: m.Reply, partition: number, name: trailing(m.Subject), write: len(m.Payload) > 0}
 	if err := subjects.CheckCursor(c.name); err != nil {
@@ -101,21 +102,36 @@ func (w *cursorWriter) parse(m *natslink.Message) (cursorCall, error) {
 	if body.Expected != nil {
 		c.Expected, c.HasExpected = *body.Expected, true
 	}
-	return c, w.state.checkCursor(c)
+	return c, w.state.checkCursor(c, before)
 }
 
 // checkCursor refuses a position past the high-water mark, and one cursor too
-// many.
-func (s *partitionState) checkCursor(c cursorCall) error {
+// many. Those that calls before it make in the same entry count.
+func (s *partitionState) checkCursor(c cursorCall, before []cursorCall) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c.Txid > s.mark.Load() {
 		return s.beyond("position", c.Txid, c.partition)
 	}
-	if _, known := s.cursors[c.name]; !known && keepsCursor(c.Cursor) && len(s.cursors) >= subjects.MaxCursors {
+	if _, known := s.cursors[c.name]; !known && keepsCursor(c.Cursor) && len(s.cursors)+s.madeBesides(c.name, before) >= subjects.MaxCursors {
 		return subjects.Errorf(subjects.TooLarge, "the partition has %d cursors already: set unused ones to 0, which removes them", subjects.MaxCursors)
 	}
 	return nil
+}
+
+// madeBesides returns how many cursors with other names calls make, as far as
+// the limit can be reached. mu is held.
+func (s *partitionState) madeBesides(name string, calls []cursorCall) int {
+	if len(s.cursors)+len(calls) < subjects.MaxCursors {
+		return 0
+	}
+	made := map[string]bool{}
+	for _, c := range calls {
+		if _, known := s.cursors[c.name]; !known && c.write && c.name != name && keepsCursor(c.Cursor) {
+			made[c.name] = true
+		}
+	}
+	return len(made)
 }
 
 // run answers cursor requests as the leader in a term, until ctx ends. Writes
@@ -124,7 +140,7 @@ func (w *cursorWriter) run(ctx context.Context, term uint64) {
 	for w.queue.wait(ctx) {
 		calls := make([]cursorCall, 0, cursorBatch)
 		for _, m := range w.queue.take(cursorBatch) {
-			c, err := w.parse(m)
+			c, err := w.parse(m, calls)
 			if err != nil {
 				w.requests.answer(w.refuse(c, w.requests.confirmRefusal(term, w.requests.wireError(err))))
 				continue

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/cantuslog/cantus/lockmgr"
@@ -22,7 +23,7 @@ func TestAPositionInFlightIsNotAhead(t *testing.T) {
 	s.cursors["c"] = cursor{1, 1, "session:s"}
 	refusals := func() (moved, set *subjects.Error) {
 		t.Helper()
-		set, _ = errors.AsType[*subjects.Error](s.checkCursor(cursorCall{name: "c", Cursor: wal.Cursor{Txid: 1}}))
+		set, _ = errors.AsType[*subjects.Error](s.checkCursor(cursorCall{name: "c", Cursor: wal.Cursor{Txid: 1}}, nil))
 		return s.staysWhere(moving(), 0), set
 	}
 	if moved, set := refusals(); moved.Reason != subjects.Ahead || set.Reason != subjects.Ahead {
@@ -82,4 +83,33 @@ func TestCursorWritesInFlight(t *testing.T) {
 	check("the first of two is applied", false)
 	s.endWrite([]byte("c"))
 	check("both are applied", true)
+}
+
+// Writes that are committed in one entry don't make more cursors than a
+// partition may have.
+func TestCursorLimitWithinAnEntry(t *testing.T) {
+	s := newTestReplica()
+	s.mark.Store(1)
+	for i := range subjects.MaxCursors - 2 {
+		s.cursors[fmt.Sprint(i)] = cursor{1, 1, ""}
+	}
+	write := func(name string, txid uint64) cursorCall {
+		return cursorCall{name: name, write: true, Cursor: wal.Cursor{Name: []byte(name), Txid: txid}}
+	}
+	var calls []cursorCall
+	for i, c := range []struct {
+		cursorCall
+		fits bool
+	}{
+		{write("7", 1), true}, {write("new", 1), true}, {write("new", 1), true}, {write("gone", 0), true},
+		{cursorCall{name: "read"}, true}, {write("last", 1), true}, {write("more", 1), false}, {write("new", 1), true},
+	} {
+		err := s.checkCursor(c.cursorCall, calls)
+		if (err == nil) != c.fits {
+			t.Errorf("write %d, of %q: %v", i, c.name, err)
+		}
+		if err == nil {
+			calls = append(calls, c.cursorCall)
+		}
+	}
 }

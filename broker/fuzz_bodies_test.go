@@ -84,7 +84,7 @@ func FuzzCursor(f *testing.F) {
 	names := subjects.Names{Prefix: "cantus"}
 	w := &cursorWriter{state: r, refusals: &refusals{face: &face{names: names}, outer: names}}
 	f.Fuzz(func(t *testing.T, name string, body []byte) {
-		c, err := w.parse(&natslink.Message{Subject: names.Cursor(0, name), Reply: "r", Payload: body})
+		c, err := w.parse(&natslink.Message{Subject: names.Cursor(0, name), Reply: "r", Payload: body}, nil)
 		if err != nil {
 			var e *subjects.Error
 			if !errors.As(err, &e) || e.Reason != subjects.BadRequest && e.Reason != subjects.TooLarge && e.Reason != subjects.Ahead {
