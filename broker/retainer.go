@@ -145,7 +145,8 @@ type retentionView struct {
 	limits  retentionLimits
 	clock   string // why ages are not measured by the leader's clock, "" if they are
 	cursors []subjects.RetentionCursor
-	behind  bool // the archive
+	missing map[string]bool // cursors that do not exist: a session's may be at 0
+	behind  bool            // the archive
 }
 
 // moves reports whether anything may go, as far as that is known without
@@ -177,8 +178,10 @@ func (r *retainer) view(policy cluster.Retention) (v retentionView, err error) {
 	}
 	r.state.mu.Lock()
 	positions := map[string]uint64{}
+	v.missing = map[string]bool{}
 	for _, name := range policy.Cursors {
-		positions[name] = r.state.cursors[name].Txid
+		at, exists := r.state.cursors[name]
+		positions[name], v.missing[name] = at.Txid, !exists
 	}
 	v.limits = limitsOf(policy, believed, r.state.bytes, r.state.mark.Load(), positions)
 	r.state.mu.Unlock()
@@ -354,8 +357,10 @@ func (r *retainer) explain(reply *subjects.RetentionReply, policy cluster.Retent
 	for _, c := range v.cursors {
 		switch {
 		case c.Txid == 0 && v.limits.mark == 0:
-		case c.Txid == 0:
+		case v.missing[c.Name]:
 			reply.Holds = append(reply.Holds, fmt.Sprintf("the cursor %s does not exist: everything is kept for it", c.Name))
+		case c.Txid == 0:
+			reply.Holds = append(reply.Holds, fmt.Sprintf("the cursor %s is at 0: everything is kept for it", c.Name))
 		case c.Txid < due.Txid:
 			reply.Holds = append(reply.Holds, fmt.Sprintf("the cursor %s is at %d: %s kept for it", c.Name, c.Txid, couldGo(max(c.Txid, base)+1, due.Txid)))
 		}

@@ -239,7 +239,7 @@ func (s *status) printRetention(w io.Writer) {
 func waitText(c subjects.RetentionCursor, p subjects.PartitionInfo) string {
 	text := fmt.Sprintf("the cursor %s, which is at %d", c.Name, c.Txid)
 	if c.Txid == 0 {
-		text = fmt.Sprintf("the cursor %s, which does not exist", c.Name)
+		text = fmt.Sprintf("the cursor %s, which is at 0 or does not exist", c.Name)
 	}
 	kept := p.HighWaterMark - min(p.HighWaterMark, max(c.Txid, p.FirstTxid-1))
 	text += fmt.Sprintf(": it keeps %s, the oldest for %v", plural(int(kept), "transaction"), time.Duration(c.LagSeconds*float64(time.Second)).Round(time.Second))
