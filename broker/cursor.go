@@ -189,9 +189,9 @@ func (c *cursorCall) notDone(at cursor) *subjects.Error {
 	case c.HasExpectedOwner, len(c.Owner) == 0, at == cursor{}, at.Owner == string(c.Owner):
 		return subjects.Errorf(subjects.WrongLast, "cursor %q stands at %d, not at %d", c.name, at.Txid, c.Expected)
 	case at.Owner == "":
-		return subjects.Errorf(subjects.WrongLast, "cursor %q stands at %d and has no owner: remove it first, or use another one", c.name, at.Txid)
+		return subjects.Errorf(subjects.WrongLast, `cursor %q stands at %d and has no owner: to take it give "expected_owner":"" too, or use another one`, c.name, at.Txid)
 	}
-	return subjects.Errorf(subjects.WrongLast, "cursor %q stands at %d and is %s's: remove it first, or use another one", c.name, at.Txid, at.Owner)
+	return subjects.Errorf(subjects.WrongLast, `cursor %q stands at %d and is %s's: to take it give "expected_owner":%q too, or use another one`, c.name, at.Txid, at.Owner, at.Owner)
 }
 
 // commit commits the writes among calls and returns their results.

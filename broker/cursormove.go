@@ -100,7 +100,7 @@ func (s *partitionState) staysWhere(r *request, partition int) *subjects.Error {
 	case !known:
 		return wrong(`there is no cursor %q: give it to the session first, by "owner":%q`, name, owner)
 	case at.Owner == "":
-		return wrong(`cursor %q stands at %d and has no owner: give it to the session first, by "owner":%q`, name, at.Txid, owner)
+		return wrong(`cursor %q stands at %d and has no owner: give it to the session first, by "owner":%q,"expected_owner":""`, name, at.Txid, owner)
 	case at.Owner != owner:
 		return wrong(`cursor %q stands at %d and is %s's, not the session's: whoever reads for it now goes on; to take it give "owner":%q,"expected_owner":%q`, name, at.Txid, at.Owner, owner, at.Owner)
 	}

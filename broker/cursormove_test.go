@@ -57,7 +57,7 @@ func TestACursorMovesWithATransaction(t *testing.T) {
 	}
 	wantStays(t, move("s", 1, "3"), subjects.WrongLast, `there is no cursor "c": give it to the session first, by "owner":"session:s"`)
 	setCursor(t, nc, `{"txid":2}`)
-	wantStays(t, move("s", 1, "3"), subjects.WrongLast, `cursor "c" stands at 2 and has no owner`)
+	wantStays(t, move("s", 1, "3"), subjects.WrongLast, `cursor "c" stands at 2 and has no owner: give it to the session first, by "owner":"session:s","expected_owner":""`)
 	setCursor(t, nc, `{"txid":2,"owner":"s","expected_owner":""}`) // a name that is the session's is not the session
 	wantStays(t, move("s", 1, "3"), subjects.WrongLast, `cursor "c" stands at 2 and is s's, not the session's`)
 	setCursor(t, nc, `{"txid":0}`)

@@ -42,10 +42,10 @@ func TestACursorHasAnOwner(t *testing.T) {
 	at5, at8 := `"txid":5,"time":"T","owner":"a",`, `"txid":8,"time":"T",`
 	checkCursorSteps(t, nc,
 		cursorStep{`{"txid":5,"owner":"a"}`, at5 + `"high_water_mark":10}`},
-		cursorStep{`{"txid":5,"owner":"b"}`, cursorRefused(at5, `5 and is a's: remove it first`)},
-		cursorStep{`{"txid":6,"expected":5,"owner":"b"}`, cursorRefused(at5, `5 and is a's: remove it first`)},
+		cursorStep{`{"txid":5,"owner":"b"}`, cursorRefused(at5, `5 and is a's: to take it give \"expected_owner\":\"a\"`)},
+		cursorStep{`{"txid":6,"expected":5,"owner":"b"}`, cursorRefused(at5, `5 and is a's: to take it give \"expected_owner\":\"a\"`)},
 		cursorStep{`{"txid":6,"expected":4,"owner":"a"}`, cursorRefused(at5, `5, not at 4"`)},
-		cursorStep{`{"txid":0,"owner":"b"}`, cursorRefused(at5, `5 and is a's: remove it first`)},
+		cursorStep{`{"txid":0,"owner":"b"}`, cursorRefused(at5, `5 and is a's: to take it give \"expected_owner\":\"a\"`)},
 		cursorStep{`{"txid":6,"expected":5,"owner":"a"}`, `"txid":6,"time":"T","owner":"a","high_water_mark":10}`},
 	)
 	n, nc = reopen(t, n, dir, broker.Options{Partitions: 1}) // with a snapshot
@@ -54,7 +54,7 @@ func TestACursorHasAnOwner(t *testing.T) {
 		cursorStep{`{"txid":0}`, `"txid":0,"high_water_mark":10}`},
 		cursorStep{`{"txid":7,"expected":0,"owner":"b"}`, `"txid":7,"time":"T","owner":"b","high_water_mark":10}`},
 		cursorStep{`{"txid":8}`, at8 + `"high_water_mark":10}`},
-		cursorStep{`{"txid":9,"owner":"b"}`, cursorRefused(at8, `8 and has no owner: remove it first`)},
+		cursorStep{`{"txid":9,"owner":"b"}`, cursorRefused(at8, `8 and has no owner: to take it give \"expected_owner\":\"\"`)},
 	)
 	for _, field := range []string{"owner", "expected_owner"} {
 		for _, value := range []string{`"a.b"`, `null`, `1`, `"` + strings.Repeat("x", 65) + `"`} {
